@@ -1,0 +1,139 @@
+//! The words of the command line. Nothing is done here.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Archives Kafka topics as Parquet tables, every event exactly once, and can prove it.
+#[derive(Debug, Parser)]
+#[command(name = "archiver", version, propagate_version = true, disable_help_subcommand = true)]
+pub struct Cli {
+    /// Logs as JSON or as text. Default: text on a terminal, JSON elsewhere.
+    #[arg(long, global = true, value_enum)]
+    pub log_format: Option<LogFormat>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How logs are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Archive until told to stop (TERM; a second one aborts, and loses nothing).
+    Run(ConfigFile),
+    /// Check all that can be known before running.
+    Check {
+        /// The configuration.
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Ask the brokers and the store too: reachable, topics there, rights, conditional writes.
+        #[arg(long)]
+        online: bool,
+    },
+    /// What an archive holds: tables, topics, time covered, events, bytes, gaps.
+    Status {
+        /// The archive.
+        #[command(flatten)]
+        archive: Archive,
+        /// Ask a running archiver too, at its admin address, for example http://127.0.0.1:9464.
+        #[arg(long, value_name = "URL")]
+        daemon: Option<String>,
+        /// For machines.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Prove that the archive is complete: records dense and chained, spans tile, segments there and of the right size.
+    Verify {
+        /// The archive.
+        #[command(flatten)]
+        archive: Archive,
+        /// Only this table.
+        #[arg(long)]
+        table: Option<String>,
+        /// Read every segment: its checksum, every row, every position.
+        #[arg(long)]
+        deep: bool,
+        /// For machines.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print statements with which an engine reads the archive.
+    Sql {
+        /// The archive.
+        #[command(flatten)]
+        archive: Archive,
+        /// Which engine.
+        #[arg(long, value_enum)]
+        engine: Engine,
+        /// Only this table.
+        #[arg(long)]
+        table: Option<String>,
+        /// List the live files instead, for tools that can only read files.
+        #[arg(long)]
+        files: bool,
+    },
+    /// About the configuration file.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print completions for a shell.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// About the configuration file.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print its JSON Schema.
+    Schema,
+    /// Print a commented example.
+    Example,
+    /// Print what is in effect, where each value comes from, secrets hidden.
+    Print(ConfigFile),
+}
+
+/// Where the configuration lies.
+#[derive(Debug, Args)]
+pub struct ConfigFile {
+    /// The configuration file (YAML). Every value can be overridden from the environment: TAPEDECK__SEAL__MAX_AGE=1m.
+    #[arg(short, long, value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+/// Where an archive lies.
+#[derive(Debug, Args)]
+pub struct Archive {
+    /// s3://bucket/prefix or file:///path.
+    #[arg(value_name = "ARCHIVE", env = "TAPEDECK__ARCHIVE__URL")]
+    pub url: String,
+    /// The address of an S3-compatible server.
+    #[arg(long, env = "TAPEDECK__ARCHIVE__ENDPOINT")]
+    pub endpoint: Option<String>,
+    /// The region of the bucket.
+    #[arg(long, env = "TAPEDECK__ARCHIVE__REGION")]
+    pub region: Option<String>,
+    /// Put the bucket into the path instead of the host name. Default: true with an endpoint.
+    #[arg(long, env = "TAPEDECK__ARCHIVE__PATH_STYLE")]
+    pub path_style: Option<bool>,
+}
+
+/// An engine that reads the archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Engine {
+    /// DuckDB, by its delta extension.
+    Duckdb,
+    /// Polars, with the deltalake package.
+    Polars,
+    /// Apache Spark, with Delta Lake.
+    Spark,
+}

@@ -1,0 +1,147 @@
+//! The configuration file, word for word. Nothing is checked here but the shape; [`super::Config`] holds what was checked.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tapedeck_daemon::units::{ByteSize, HumanDuration};
+
+/// The configuration of `archiver`.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawConfig {
+    /// Where the archive lies.
+    pub archive: RawArchive,
+    /// What is archived.
+    pub sources: Vec<RawSource>,
+    /// When a batch is closed and committed.
+    #[serde(default)]
+    pub seal: RawSeal,
+    /// How the process leaves.
+    #[serde(default)]
+    pub shutdown: RawShutdown,
+    /// Events that carry the header `x-replay-job`: `skip` counts them and leaves them out, `archive` keeps them like any other.
+    #[serde(default)]
+    pub replayed: RawReplayed,
+    /// Memory.
+    #[serde(default)]
+    pub memory: RawMemory,
+    /// The admin listener.
+    #[serde(default)]
+    pub admin: RawAdmin,
+}
+
+/// Where the archive lies.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawArchive {
+    /// `s3://bucket/prefix` or `file:///path`.
+    pub url: String,
+    /// The address of an S3-compatible server, for example `http://127.0.0.1:9000`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// The region of the bucket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// True puts the bucket into the path instead of the host name. Default: true with an endpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_style: Option<bool>,
+}
+
+/// One inflow.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawSource {
+    /// Its name in logs and metrics.
+    pub name: String,
+    /// Topics of a Kafka cluster.
+    pub kafka: RawKafka,
+    /// Which table a topic goes to; the first rule that matches wins. Default: a table for each topic.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tables: Vec<RawTableRule>,
+}
+
+/// Topics of a Kafka cluster.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawKafka {
+    /// `host:port` of some brokers.
+    pub brokers: Vec<String>,
+    /// The consumer group. All replicas of one archiver share it; no other consumer may.
+    pub group: String,
+    /// Topic names; `^...$` is a pattern.
+    pub topics: Vec<String>,
+    /// Where a topic begins that the archive has never seen: `earliest`, `latest` or a time.
+    #[serde(default = "earliest")]
+    pub start: String,
+    /// librdkafka properties. The ones that guard the promises are refused.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub client: BTreeMap<String, String>,
+}
+
+fn earliest() -> String {
+    "earliest".to_owned()
+}
+
+/// Puts topics into one table.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawTableRule {
+    /// A topic name, or a pattern `^...$`.
+    pub topics: String,
+    /// The table.
+    pub table: String,
+}
+
+/// When a batch is closed and committed.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawSeal {
+    /// Encoded bytes of a table's batch. Default 128MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_bytes: Option<ByteSize>,
+    /// Time since the batch's first event; fires on a quiet topic too. Default 5m.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_age: Option<HumanDuration>,
+}
+
+/// How the process leaves.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawShutdown {
+    /// Time from the first signal to the end. Past it the work is abandoned, which loses nothing. Default 25s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grace: Option<HumanDuration>,
+}
+
+/// What happens to copies that a replay published.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawReplayed {
+    /// Counted and left out.
+    #[default]
+    Skip,
+    /// Archived like any other event.
+    Archive,
+}
+
+/// Memory.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawMemory {
+    /// Bytes for events on their way. The process needs about 64 MiB beside it. Default 512MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget: Option<ByteSize>,
+}
+
+/// The admin listener.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawAdmin {
+    /// `address:port` for `/livez`, `/readyz`, `/metrics` and `/api/v1/status`. Default 127.0.0.1:9464; port 0 picks a free one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<String>,
+    /// A file with the token that changing requests must carry when the listener is not on loopback.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<String>,
+}

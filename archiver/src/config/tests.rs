@@ -1,0 +1,59 @@
+use tapedeck_daemon::config::Layers;
+
+use super::*;
+
+fn shaped(yaml: &str) -> RawConfig {
+    Layers::new().text("test", yaml).load().expect("the shape is right").raw
+}
+
+fn checked(yaml_tail: &str) -> Result<Config, String> {
+    let yaml = format!("archive: {{ url: file:///tmp/a }}\n{yaml_tail}");
+    Config::check(shaped(&yaml), Timestamp::from_micros(0)).map_err(|error| error.to_string())
+}
+
+const SOURCE: &str = "sources: [{ name: main, kafka: { brokers: [b:9092], group: g, topics: [t] } }]";
+
+#[test]
+fn the_example_is_valid() {
+    let config = Config::check(shaped(EXAMPLE), Timestamp::from_micros(0)).expect("values");
+    assert!(config.warnings(None).is_empty());
+}
+
+#[test]
+fn defaults_are_those_of_the_documentation() {
+    let config = checked(SOURCE).expect("valid");
+    assert_eq!(config.seal, SealPolicy { bytes_max: 128 << 20, age_max: Duration::from_secs(300) });
+    assert_eq!((config.memory_budget, config.grace), (512 << 20, Duration::from_secs(25)));
+    assert_eq!((config.sources[0].kafka.replayed, config.listen.to_string().as_str()), (Replayed::Skip, "127.0.0.1:9464"));
+}
+
+#[test]
+fn bad_values_are_named_with_their_path() {
+    let source = |kafka: &str| format!("sources: [{{ name: main, kafka: {{ {kafka} }} }}]");
+    let cases = [
+        ("sources: []".to_owned(), "sources: nothing to archive"),
+        (format!("{SOURCE}\nseal: {{ max_bytes: 0 }}"), "seal.max_bytes: must be above zero"),
+        (format!("{SOURCE}\nseal: {{ max_age: 0s }}"), "seal.max_age: must be above zero"),
+        (format!("{SOURCE}\nmemory: {{ budget: 1MiB }}"), "memory.budget: must be at least 32MiB"),
+        (format!("{SOURCE}\nadmin: {{ listen: here }}"), "admin.listen: `here` is no address:port"),
+        (source("brokers: [], group: g, topics: [t]"), "sources[0].kafka.brokers: name at least one broker"),
+        (source("brokers: [b], group: '', topics: [t]"), "sources[0].kafka.group: name the consumer group"),
+        (source("brokers: [b], group: g, topics: ['^t']"), "sources[0].kafka.topics: ^t: a pattern must end with $"),
+        (source("brokers: [b], group: g, topics: [t], client: { group.id: x }"), "sources[0].kafka.client.group.id: use `group`"),
+        (
+            source("brokers: [b], group: g, topics: [t], start: soon"),
+            "sources[0].kafka.start: must be earliest, latest or a time",
+        ),
+    ];
+    for (yaml, text) in cases {
+        let error = checked(&yaml).expect_err(&yaml);
+        assert!(error.contains(text), "{yaml}: {error}");
+    }
+}
+
+#[test]
+fn what_may_surprise_is_warned_of() {
+    let config = checked(&format!("{SOURCE}\nmemory: {{ budget: 512MiB }}")).expect("valid");
+    assert_eq!(config.warnings(Some(600 << 20)).len(), 1);
+    assert!(config.warnings(Some(2 << 30)).is_empty());
+}

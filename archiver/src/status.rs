@@ -1,0 +1,79 @@
+//! What a running archiver says of itself: one picture, from which the status page, the readiness and the gauges are made.
+
+use serde::Serialize;
+use tapedeck_common::position::{LaneId, Position, Span};
+use tapedeck_common::time::Timestamp;
+
+/// One lane.
+#[derive(Debug, Clone, Serialize)]
+pub struct LaneStatus {
+    /// Its name.
+    pub lane: String,
+    /// The topic's true name.
+    pub topic: String,
+    /// True once it is read; false while its log is being looked up.
+    pub reading: bool,
+    /// True if it was stopped because the archive is ahead of the bus.
+    pub halted: bool,
+    /// The position after everything that was taken in.
+    pub next: Option<Position>,
+    /// The position after everything that is in the log, as far as this process knows.
+    pub committed: Option<Position>,
+    /// The first position that the bus still has.
+    pub bus_begin: Option<Position>,
+    /// The position after the last event of the bus.
+    pub bus_end: Option<Position>,
+    /// Everything that the bus held before this moment is in the archive.
+    #[serde(serialize_with = "rfc3339")]
+    pub watermark: Option<Timestamp>,
+}
+
+impl LaneStatus {
+    /// A lane of which only the bus has spoken.
+    pub fn new(lane: &LaneId, topic: &str, halted: bool, bounds: Option<Span>) -> Self {
+        Self {
+            lane: lane.to_string(),
+            topic: topic.to_owned(),
+            reading: false,
+            halted,
+            next: None,
+            committed: None,
+            bus_begin: bounds.map(Span::from),
+            bus_end: bounds.map(Span::until),
+            watermark: None,
+        }
+    }
+
+    /// Events of the bus that are not in the archive yet, control records included.
+    pub fn lag(&self) -> Option<u64> {
+        Some(self.bus_end?.get().saturating_sub(self.committed?.get()))
+    }
+}
+
+/// One source.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct SourceStatus {
+    /// Its lanes that are ours.
+    pub lanes: Vec<LaneStatus>,
+    /// Events that are taken in and not yet in the log.
+    pub buffered_events: u64,
+    /// The earliest event time among them.
+    #[serde(serialize_with = "rfc3339")]
+    pub oldest_unarchived: Option<Timestamp>,
+    /// True while a batch is on its way to the store.
+    pub storing: bool,
+}
+
+impl SourceStatus {
+    /// True once every lane that is ours is read or was halted on purpose.
+    pub fn is_ready(&self) -> bool {
+        self.lanes.iter().all(|lane| lane.reading || lane.halted)
+    }
+}
+
+fn rfc3339<S: serde::Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => serializer.collect_str(time),
+        None => serializer.serialize_none(),
+    }
+}

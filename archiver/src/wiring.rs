@@ -1,0 +1,274 @@
+//! Builds the parts from the configuration, lets them run, takes them down in order. No decisions but that order.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::future::join_all;
+use prometheus_client::registry::Registry;
+use tapedeck_common::backoff::Backoff;
+use tapedeck_common::budget::ByteBudget;
+use tapedeck_common::clock::Clock;
+use tapedeck_common::columns::ColumnsPool;
+use tapedeck_common::error::{ErrorKind, report};
+use tapedeck_daemon::admin::{Admin, AdminServer, Component, Heartbeats, Readiness, Token};
+use tapedeck_daemon::shutdown::{self, Shutdown};
+use tapedeck_daemon::telemetry::LogLevel;
+use tapedeck_daemon::{Exit, Failure, SystemClock};
+use tapedeck_kafka::consumer::KafkaConsumer;
+use tapedeck_storage::archive::{Archive, TABLE_PER_TOPIC};
+use tapedeck_storage::probe::probe;
+use tapedeck_storage::store::{Store, StoreError, StoreOptions, open_store};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::config::{Config, RawArchive, Source};
+use crate::metrics::Metrics;
+use crate::pipeline::{Pipeline, PipelineError, Shared, supervise};
+use crate::status::SourceStatus;
+use crate::tables::OpenTables;
+use crate::upload::Segments;
+
+/// Share of the memory budget that idle column buffers may keep: they are reused within milliseconds while events flow.
+const POOL_SHARE: usize = 16;
+
+/// A pipeline that does not go round for so long is stuck: it never waits for the bus or the store itself.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// What the store is asked for, from the configuration.
+pub fn store_options(archive: &RawArchive) -> StoreOptions {
+    StoreOptions {
+        url: archive.url.clone(),
+        endpoint: archive.endpoint.clone(),
+        region: archive.region.clone(),
+        path_style: archive.path_style,
+    }
+}
+
+/// The pictures of all sources, for the admin endpoint.
+#[derive(Clone, Default)]
+struct Pictures(Arc<Mutex<BTreeMap<String, watch::Receiver<SourceStatus>>>>);
+
+impl Pictures {
+    fn add(&self, source: &str) -> watch::Sender<SourceStatus> {
+        let (sender, receiver) = watch::channel(SourceStatus::default());
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(source.to_owned(), receiver);
+        sender
+    }
+
+    fn each<T>(&self, mut of: impl FnMut(&SourceStatus) -> T) -> BTreeMap<String, T> {
+        let pictures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        pictures.iter().map(|(name, picture)| (name.clone(), of(&picture.borrow()))).collect()
+    }
+
+    fn readiness(&self) -> Readiness {
+        self.each(|status| Component { ready: status.is_ready(), detail: format!("{} lanes are ours", status.lanes.len()) })
+    }
+
+    fn pending(&self) -> String {
+        let waiting = self.each(|status| (status.buffered_events, status.storing));
+        let text = |(name, (events, storing)): (String, (u64, bool))| match (events, storing) {
+            (0, false) => None,
+            (events, true) => Some(format!("{name}: {events} events on their way to the store")),
+            (events, false) => Some(format!("{name}: {events} events")),
+        };
+        let texts: Vec<_> = waiting.into_iter().filter_map(text).collect();
+        if texts.is_empty() { "leaving the bus".to_owned() } else { texts.join(", ") }
+    }
+}
+
+/// The archiver from start to end.
+pub struct Archiver {
+    config: Config,
+    clock: Arc<dyn Clock>,
+    chance: fastrand::Rng,
+    shutdown: Shutdown,
+    pictures: Pictures,
+    log_level: LogLevel,
+}
+
+impl Archiver {
+    /// Takes over the signals of the process.
+    pub fn new(config: Config, log_level: LogLevel) -> Result<Self, Failure> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let seed = clock.now().micros() as u64 ^ (u64::from(std::process::id()) << 40);
+        let pictures = Pictures::default();
+        let pending = pictures.clone();
+        let shutdown =
+            shutdown::install(config.grace, move || pending.pending()).map_err(|error| Failure::new(Exit::Bug, error))?;
+        Ok(Self { config, clock, chance: fastrand::Rng::with_seed(seed), shutdown, pictures, log_level })
+    }
+
+    /// Archives until told to stop.
+    pub async fn run(mut self) -> Result<Exit, Failure> {
+        for warning in self.config.warnings(memory_limit()) {
+            warn!("{warning}");
+        }
+        let heartbeats = Heartbeats::new(Arc::clone(&self.clock));
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let admin = self.admin(heartbeats.clone(), registry)?;
+        info!(address = %admin.address(), "admin endpoint");
+        let Some(archive) = self.open_archive().await? else { return Ok(self.left(admin, Exit::Done)) };
+        let shared = self.shared(&archive, &metrics);
+        let mut pipelines = Vec::new();
+        for source in self.config.sources.clone() {
+            announce(&source, &self.config, &archive);
+            pipelines.push(self.pipeline(source, &shared, &metrics, &heartbeats));
+        }
+        let work = join_all(pipelines);
+        let overdue = self.shutdown.overdue().clone();
+        let results = tokio::select! {
+            results = work => results,
+            () = overdue.cancelled() => return Ok(self.left(admin, Exit::Unfinished)),
+        };
+        let failed = results.into_iter().find_map(Result::err);
+        let exit = self.left(admin, Exit::Done);
+        failed.map_or(Ok(exit), |error| Err(Failure::new(error.kind(), error)))
+    }
+
+    /// The admin endpoint ends last, so that probes are answered to the end.
+    fn left(&self, admin: AdminServer, exit: Exit) -> Exit {
+        self.shutdown.ended();
+        admin.stop();
+        info!(exit = exit.as_str(), "left");
+        exit
+    }
+
+    fn admin(&self, heartbeats: Heartbeats, registry: Registry) -> Result<AdminServer, Failure> {
+        let token = self.config.token_file.clone().map(Token::File);
+        let (ready, status) = (self.pictures.clone(), self.pictures.clone());
+        let orders = self.shutdown.clone();
+        let admin = Admin::new(heartbeats)
+            .metrics(Arc::new(registry))
+            .ready(move || ready.readiness())
+            .status(move || serde_json::json!({ "sources": status.each(|status| serde_json::json!(status)) }))
+            .seal(move || {
+                orders.order_seal();
+                Ok(serde_json::json!({ "ordered": true }))
+            })
+            .log_level(self.log_level.clone())
+            .token(token);
+        admin.start(&self.config.listen.to_string()).map_err(|error| Failure::new(error.kind(), error))
+    }
+
+    /// Tries the store and opens the archive, waiting for a store that is away. `None` if told to stop meanwhile.
+    async fn open_archive(&mut self) -> Result<Option<Archive>, Failure> {
+        let failed = |error: StoreError| Failure::new(error.kind(), error);
+        let store = open_store(&store_options(&self.config.archive)).map_err(failed)?;
+        let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(15));
+        loop {
+            let error = match open(&store, &*self.clock, &mut self.chance).await {
+                Ok(archive) => return Ok(Some(archive)),
+                Err(error) if error.kind() == ErrorKind::Unavailable => error,
+                Err(error) => return Err(failed(error)),
+            };
+            warn!(archive = %store.url, error = %report(&error), "the store is away, trying again");
+            let wait = backoff.next_wait(self.chance.f64());
+            tokio::select! {
+                () = self.shutdown.stopping().cancelled() => return Ok(None),
+                () = self.clock.sleep(wait) => {}
+            }
+        }
+    }
+
+    fn shared(&mut self, archive: &Archive, metrics: &Arc<Metrics>) -> SharedParts {
+        let pooled = self.config.memory_budget / POOL_SHARE;
+        let (budget, pool) = (ByteBudget::new(self.config.memory_budget - pooled), Arc::new(ColumnsPool::new(pooled)));
+        let encoders = std::thread::available_parallelism().map_or(1, usize::from);
+        let segments = Segments::new(
+            archive.store.segments(Arc::clone(&self.clock)),
+            Arc::clone(&self.clock),
+            budget.clone(),
+            Arc::clone(&pool),
+            encoders,
+            self.chance.u64(..),
+        );
+        let tables =
+            OpenTables::new(archive.clone(), writer_name(), Arc::clone(&self.clock), metrics.log_observer(), self.chance.fork());
+        SharedParts { budget, pool, segments: Arc::new(segments), tables: Arc::new(tables), seal_now: self.seal_orders() }
+    }
+
+    /// Orders to seal, from signals and from the admin endpoint, as one counter.
+    fn seal_orders(&self) -> watch::Receiver<u64> {
+        let (sender, receiver) = watch::channel(0);
+        let mut orders = self.shutdown.orders();
+        tokio::spawn(async move {
+            while orders.changed().await.is_ok() {
+                let seal = orders.borrow_and_update().seal;
+                sender.send_if_modified(|seen| std::mem::replace(seen, seal) != seal);
+            }
+        });
+        receiver
+    }
+
+    fn pipeline(
+        &mut self,
+        source: Source,
+        parts: &SharedParts,
+        metrics: &Arc<Metrics>,
+        heartbeats: &Heartbeats,
+    ) -> impl Future<Output = Result<(), PipelineError>> + use<> {
+        let shared = Shared {
+            clock: Arc::clone(&self.clock),
+            budget: parts.budget.clone(),
+            pool: Arc::clone(&parts.pool),
+            tables: Arc::new(parts.tables.of_source(source.tables.clone())),
+            segments: Arc::clone(&parts.segments),
+            policy: self.config.seal,
+            seal_now: parts.seal_now.clone(),
+        };
+        let metrics = metrics.source(&source.name);
+        let picture = Arc::new(self.pictures.add(&source.name));
+        let heartbeat = heartbeats.register(format!("pipeline {}", source.name), SILENCE_MAX);
+        let pulse: Arc<dyn Fn() + Send + Sync> = Arc::new(move || heartbeat.tick());
+        let settings = source.kafka;
+        let build = async move || {
+            let consumer =
+                KafkaConsumer::start(settings.clone(), &shared.budget, Arc::clone(&shared.pool), Arc::clone(&shared.clock))?;
+            metrics.follow(consumer.counters());
+            Ok(Pipeline::new(shared.clone(), Box::new(consumer), Arc::clone(&metrics), Arc::clone(&picture), Arc::clone(&pulse)))
+        };
+        supervise(build, Arc::clone(&self.clock), self.chance.fork(), self.shutdown.stopping().clone())
+    }
+}
+
+struct SharedParts {
+    budget: ByteBudget,
+    pool: Arc<ColumnsPool>,
+    segments: Arc<Segments>,
+    tables: Arc<OpenTables>,
+    seal_now: watch::Receiver<u64>,
+}
+
+async fn open(store: &Store, clock: &dyn Clock, chance: &mut fastrand::Rng) -> Result<Archive, StoreError> {
+    probe(store, clock, chance).await?;
+    Archive::open_or_create(store.clone(), TABLE_PER_TOPIC, clock, chance).await
+}
+
+/// One line for whoever looks at the log first: what will be archived, and where.
+fn announce(source: &Source, config: &Config, archive: &Archive) {
+    info!(
+        source = %source.name,
+        topics = source.topics.join(", "),
+        brokers = source.kafka.cluster.brokers.join(","),
+        group = %source.kafka.group,
+        archive = %archive.store.url,
+        archive_id = %archive.config.id,
+        seal_bytes = config.seal.bytes_max,
+        seal_age_s = config.seal.age_max.as_secs(),
+        memory = config.memory_budget,
+        "archiving"
+    );
+}
+
+/// This process, for people who read commit records.
+fn writer_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("archiver@{}/{}", host.trim(), std::process::id())
+}
+
+/// The memory limit of this container, where there is one (cgroup version 2).
+pub fn memory_limit() -> Option<u64> {
+    std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok()?.trim().parse().ok()
+}

@@ -1,0 +1,306 @@
+//! The thread that asks the cluster slow questions, so that the poll thread never waits: topic ids, log ends, offsets by time,
+//! which topics match.
+//!
+//! Promises: a lane is located only while it is ours, and only if its topic still has the id by which the lane is named; a broker
+//! that is away is waited for without end.
+//! Never: read messages, change the assignment.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use tapedeck_common::backoff::Backoff;
+use tapedeck_common::bus::{BusError, Located, ToLocate};
+use tapedeck_common::clock::Clock;
+use tapedeck_common::commit::GapCause;
+use tapedeck_common::error::ErrorKind;
+use tapedeck_common::position::{LaneId, Position, Span};
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+
+use crate::config::{KafkaSettings, Start, TopicSelector};
+use crate::ffi::describe_topics;
+use crate::group::GroupContext;
+use crate::lanes::{Ours, look_into, source_name};
+use crate::poll_thread::{Command, ToPollThread};
+
+/// How long one question may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// A position beyond the end is asked for once more after this: a new leader may not know its end yet.
+const SECOND_LOOK: Duration = Duration::from_secs(1);
+
+/// Answers to a request to locate lanes.
+pub(crate) type LocateReply = oneshot::Sender<Result<Vec<(LaneId, Located)>, BusError>>;
+
+/// A question for the desk.
+pub(crate) enum Ask {
+    /// Where can these lanes go on?
+    Locate(Vec<ToLocate>, LocateReply),
+    /// Under which names do these topics go?
+    Name(Vec<Arc<str>>),
+}
+
+struct Job {
+    open: Vec<ToLocate>,
+    done: Vec<(LaneId, Located)>,
+    /// Lanes that stood beyond the end when they were last looked at.
+    doubted: BTreeSet<LaneId>,
+    reply: LocateReply,
+    backoff: Backoff,
+    due: Duration,
+}
+
+/// See the head of this file.
+pub(crate) struct Desk {
+    pub(crate) consumer: Arc<BaseConsumer<GroupContext>>,
+    pub(crate) settings: KafkaSettings,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) asks: Receiver<Ask>,
+    pub(crate) poll_thread: ToPollThread,
+    pub(crate) ours: Ours,
+    pub(crate) survey_every: Duration,
+}
+
+/// Why a look at one lane brought nothing.
+enum Blank {
+    /// Its topic or partition is gone.
+    Vanished,
+    /// Ask again later.
+    Later(String),
+    /// No use asking again.
+    Refused(BusError),
+}
+
+impl Desk {
+    /// Answers questions until nobody can ask any more.
+    pub(crate) fn run(self) {
+        let mut cluster = None;
+        let mut jobs: Vec<Job> = Vec::new();
+        let has_patterns = self.settings.topics.iter().any(|selector| matches!(selector, TopicSelector::Pattern(_)));
+        let mut next_survey = self.clock.monotonic();
+        loop {
+            let now = self.clock.monotonic();
+            if has_patterns && now >= next_survey {
+                next_survey = now + self.survey();
+            }
+            let due = jobs.iter().map(|job| job.due).chain(has_patterns.then_some(next_survey)).min();
+            let wait = due.map_or(SECOND_LOOK, |due| due.saturating_sub(self.clock.monotonic()));
+            match self.asks.recv_timeout(wait) {
+                Ok(Ask::Locate(open, reply)) => {
+                    let backoff = Backoff::new(Duration::from_millis(250), PATIENCE);
+                    jobs.push(Job { open, done: Vec::new(), doubted: BTreeSet::new(), reply, backoff, due: now });
+                }
+                Ok(Ask::Name(topics)) => self.name(&mut cluster, &topics),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            let now = self.clock.monotonic();
+            jobs = jobs.into_iter().filter_map(|job| if job.due <= now { self.work(job, &cluster) } else { Some(job) }).collect();
+        }
+    }
+
+    /// Finds the topics that match, and answers when to look again.
+    fn survey(&self) -> Duration {
+        match self.consumer.fetch_metadata(None, PATIENCE) {
+            Ok(metadata) => {
+                let names = metadata.topics().iter().filter(|topic| topic.error().is_none()).map(|topic| topic.name().to_owned());
+                self.poll_thread.send(Command::Subscribe(names.filter(|name| self.settings.selects(name)).collect()));
+                self.survey_every
+            }
+            Err(error) => {
+                info!(%error, "the list of topics is not to be had now, trying again");
+                Duration::from_secs(1)
+            }
+        }
+    }
+
+    fn name(&self, cluster: &mut Option<String>, topics: &[Arc<str>]) {
+        if cluster.is_none() {
+            *cluster = self.consumer.client().fetch_cluster_id(PATIENCE);
+        }
+        let names: Vec<&str> = topics.iter().map(|topic| &**topic).collect();
+        let Some(cluster) = cluster.as_deref() else {
+            self.poll_thread.send(Command::Named(BTreeMap::new()));
+            return;
+        };
+        let named = match describe_topics(self.consumer.client(), &names, PATIENCE) {
+            Ok(described) => described.into_iter().map(|one| (one.name, one.id.map(|id| source_name(cluster, &id)))).collect(),
+            Err((code, text)) => {
+                info!(%code, text, "topic ids are not to be had now, trying again");
+                BTreeMap::new()
+            }
+        };
+        self.poll_thread.send(Command::Named(named));
+    }
+
+    /// Looks at a job's open lanes once. Answers the job if it must go on.
+    fn work(&self, mut job: Job, cluster: &Option<String>) -> Option<Job> {
+        let mut vanished = Vec::new();
+        let mut later: Option<String> = None;
+        let mut fresh = Vec::new();
+        for lane in std::mem::take(&mut job.open) {
+            if !self.is_ours(&lane.lane) {
+                continue;
+            }
+            if later.is_some() {
+                job.open.push(lane);
+                continue;
+            }
+            match self.look(&lane) {
+                Ok(Located::Beyond { .. }) if job.doubted.insert(lane.lane.clone()) => {
+                    later = Some(format!("{} stands beyond the end of topic {}", lane.lane, lane.topic));
+                    job.open.push(lane);
+                }
+                Ok(located) => fresh.push((lane, located)),
+                Err(Blank::Vanished) => vanished.push(lane.lane),
+                Err(Blank::Refused(error)) => {
+                    // The asker may have gone away; then nobody wants to know.
+                    drop(job.reply.send(Err(error)));
+                    return None;
+                }
+                Err(Blank::Later(why)) => {
+                    later = Some(why);
+                    job.open.push(lane);
+                }
+            }
+        }
+        self.confirm_names(&mut job, fresh, &mut vanished, &mut later, cluster);
+        if !vanished.is_empty() {
+            self.poll_thread.send(Command::Vanished(vanished));
+        }
+        if job.open.is_empty() {
+            drop(job.reply.send(Ok(job.done)));
+            return None;
+        }
+        let wait = job.backoff.next_wait(1.0);
+        if let Some(why) = later
+            && job.backoff.attempts() > 2
+        {
+            warn!(why, lanes = job.open.len(), "lanes can not be located now, trying again");
+        }
+        job.due = self.clock.monotonic() + wait.max(if job.doubted.is_empty() { Duration::ZERO } else { SECOND_LOOK });
+        (!job.reply.is_closed()).then_some(job)
+    }
+
+    /// Log ends were asked for by name. They count only if the name still means the topic that the lane is named after.
+    fn confirm_names(
+        &self,
+        job: &mut Job,
+        fresh: Vec<(ToLocate, Located)>,
+        vanished: &mut Vec<LaneId>,
+        later: &mut Option<String>,
+        cluster: &Option<String>,
+    ) {
+        if fresh.is_empty() {
+            return;
+        }
+        let topics: BTreeSet<&str> = fresh.iter().map(|(lane, _)| &*lane.topic).collect();
+        let topics: Vec<&str> = topics.into_iter().collect();
+        let sources: BTreeMap<String, Option<Arc<str>>> =
+            match (describe_topics(self.consumer.client(), &topics, PATIENCE), cluster) {
+                (Ok(described), Some(cluster)) => {
+                    described.into_iter().map(|one| (one.name, one.id.ok().map(|id| source_name(cluster, &id)))).collect()
+                }
+                (Err((_, text)), _) => {
+                    *later = Some(text);
+                    BTreeMap::new()
+                }
+                (_, None) => BTreeMap::new(),
+            };
+        for (lane, located) in fresh {
+            match sources.get(&*lane.topic) {
+                Some(Some(source)) if *source == lane.lane.source => job.done.push((lane.lane, located)),
+                Some(_) => vanished.push(lane.lane),
+                None => job.open.push(lane),
+            }
+        }
+    }
+
+    fn is_ours(&self, lane: &LaneId) -> bool {
+        look_into(&self.ours).wanted.contains(lane)
+    }
+
+    fn look(&self, lane: &ToLocate) -> Result<Located, Blank> {
+        let topic = &*lane.topic;
+        let partition = lane.lane.partition;
+        let (low, high) = self.consumer.fetch_watermarks(topic, partition, PATIENCE).map_err(|error| blank(topic, &error))?;
+        let low = Position::from_i64(low).unwrap_or_default();
+        let high = Position::from_i64(high).unwrap_or_default().max(low);
+        look_into(&self.ours).log_starts.insert(lane.lane.clone(), low);
+        let start = match (lane.log, self.settings.start) {
+            (None, Start::At(time)) if !lane.topic_known => {
+                self.first_since(topic, partition, time.millis_ceil())?.unwrap_or(high)
+            }
+            (None, Start::Latest) if !lane.topic_known => high,
+            _ => low,
+        };
+        Ok(place(lane.log, start, low, high))
+    }
+
+    fn first_since(&self, topic: &str, partition: i32, millis: i64) -> Result<Option<Position>, Blank> {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Offset(millis)).map_err(|error| blank(topic, &error))?;
+        let found = self.consumer.offsets_for_times(list, PATIENCE).map_err(|error| blank(topic, &error))?;
+        let elements = found.elements();
+        let element = elements.first().ok_or_else(|| Blank::Later(format!("no offset by time for {topic}/{partition}")))?;
+        element.error().map_err(|error| blank(topic, &error))?;
+        Ok(match element.offset() {
+            Offset::Offset(offset) => Position::from_i64(offset),
+            _ => None,
+        })
+    }
+}
+
+fn blank(topic: &str, error: &KafkaError) -> Blank {
+    match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownPartition) => {
+            Blank::Vanished
+        }
+        Some(RDKafkaErrorCode::TopicAuthorizationFailed) => {
+            Blank::Refused(BusError::new(ErrorKind::Invalid, format!("topic {topic}: {error}; grant Read and Describe on it")))
+        }
+        _ => Blank::Later(format!("topic {topic}: {error}")),
+    }
+}
+
+/// Compares the log's position with what the bus holds.
+fn place(log: Option<Position>, start: Position, low: Position, high: Position) -> Located {
+    match log {
+        None => Located::Start(start.max(low)),
+        Some(log) if log > high => Located::Beyond { log, bus_end: high },
+        Some(log) => match Span::new(log, low) {
+            Ok(lost) if !lost.is_empty() => Located::Gap(lost, GapCause::Retention),
+            _ => Located::Continue(log),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lane_goes_on_where_log_and_bus_agree() {
+        let at = Position::new;
+        let span = |from, until| Span::new(at(from), at(until)).expect("forward");
+        let cases = [
+            (None, 0, 0, 9, Located::Start(at(0))),
+            (None, 9, 3, 9, Located::Start(at(9))),
+            // Retention moved on between the two questions.
+            (None, 2, 3, 9, Located::Start(at(3))),
+            (Some(5), 0, 3, 9, Located::Continue(at(5))),
+            (Some(3), 0, 3, 9, Located::Continue(at(3))),
+            (Some(9), 0, 3, 9, Located::Continue(at(9))),
+            (Some(2), 0, 3, 9, Located::Gap(span(2, 3), GapCause::Retention)),
+            (Some(0), 0, 9, 9, Located::Gap(span(0, 9), GapCause::Retention)),
+            (Some(10), 0, 3, 9, Located::Beyond { log: at(10), bus_end: at(9) }),
+        ];
+        for (log, start, low, high, located) in cases {
+            assert_eq!(place(log.map(at), at(start), at(low), at(high)), located, "{log:?} in {low}..{high}");
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! Where each partition of ours stands between "the group gave it to us" and "it is being read". Pure: no client, no clock.
+//!
+//! Promises: a lane is read only after its position was named, and only under the name (topic id) by which it was located.
+//! The set of lanes that are ours is shared with the desk, so that it stops asking for lanes that are gone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tapedeck_common::bus::AssignedLane;
+use tapedeck_common::position::{LaneId, Position};
+
+/// What a partition of ours waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// For the id of its topic.
+    Naming,
+    /// For the position to begin at.
+    Waiting,
+    /// For the poll thread to begin there.
+    Starting(Position),
+    /// For nothing: it is being read.
+    Active,
+    /// For its batches to be safe; then it is given up.
+    Revoking,
+}
+
+/// One partition of ours.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    pub(crate) topic: Arc<str>,
+    pub(crate) partition: i32,
+    /// Its name in the archive, once the topic's id is known.
+    pub(crate) id: Option<LaneId>,
+    pub(crate) phase: Phase,
+    /// True if it is assigned to the client, read or not.
+    pub(crate) assigned: bool,
+    /// Counts the caller's `resume`s: deliveries from before the last one are stale.
+    pub(crate) generation: u64,
+    /// The position after everything that was handed over.
+    pub(crate) next: Position,
+}
+
+impl Lane {
+    /// Its name, if the caller has been told that it is ours.
+    pub(crate) fn told(&self) -> Option<&LaneId> {
+        self.id.as_ref().filter(|_| self.phase != Phase::Naming)
+    }
+
+    /// Sends it back to the beginning: its topic must be named again, its position located again.
+    /// Answers its name if the caller believes that it is ours.
+    pub(crate) fn begin_again(&mut self) -> Option<LaneId> {
+        let told = self.told().cloned();
+        self.phase = Phase::Naming;
+        told
+    }
+}
+
+/// The lanes that are ours, as other threads may see them.
+#[derive(Debug, Default)]
+pub(crate) struct Owned {
+    /// To be located and read.
+    pub(crate) wanted: BTreeSet<LaneId>,
+    /// These, and those on their way out: what was committed of them may still be acknowledged.
+    pub(crate) held: BTreeSet<LaneId>,
+    /// The first position that the bus held when the lane was located.
+    pub(crate) log_starts: BTreeMap<LaneId, Position>,
+}
+
+/// Shared between the poll thread, which writes it, the desk and the caller.
+pub(crate) type Ours = Arc<Mutex<Owned>>;
+
+/// What is in it; a thread that died can't have left it half written.
+pub(crate) fn look_into(ours: &Ours) -> MutexGuard<'_, Owned> {
+    ours.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// All partitions of ours.
+#[derive(Debug, Default)]
+pub(crate) struct Lanes {
+    by_topic: BTreeMap<Arc<str>, BTreeMap<i32, Lane>>,
+    ours: Ours,
+}
+
+impl Lanes {
+    pub(crate) fn new(ours: Ours) -> Self {
+        Self { by_topic: BTreeMap::new(), ours }
+    }
+
+    pub(crate) fn get(&self, topic: &str, partition: i32) -> Option<&Lane> {
+        self.by_topic.get(topic)?.get(&partition)
+    }
+
+    pub(crate) fn get_mut(&mut self, topic: &str, partition: i32) -> Option<&mut Lane> {
+        self.by_topic.get_mut(topic)?.get_mut(&partition)
+    }
+
+    /// The lane of that name, if it is still ours under it and not on its way out.
+    pub(crate) fn named_mut(&mut self, id: &LaneId) -> Option<&mut Lane> {
+        self.iter_mut().find(|lane| lane.phase != Phase::Revoking && lane.told() == Some(id))
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Lane> {
+        self.by_topic.values().flat_map(BTreeMap::values)
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Lane> {
+        self.by_topic.values_mut().flat_map(BTreeMap::values_mut)
+    }
+
+    pub(crate) fn of_topic(&mut self, topic: &str) -> impl Iterator<Item = &mut Lane> {
+        self.by_topic.get_mut(topic).into_iter().flat_map(BTreeMap::values_mut)
+    }
+
+    pub(crate) fn topics(&self) -> Vec<Arc<str>> {
+        self.by_topic.keys().cloned().collect()
+    }
+
+    /// True if some partition's topic must still be named.
+    pub(crate) fn wants_names(&self) -> bool {
+        self.iter().any(|lane| lane.phase == Phase::Naming)
+    }
+
+    /// The group gave us this partition.
+    pub(crate) fn add(&mut self, topic: &str, partition: i32) {
+        let known = self.by_topic.keys().find(|known| &***known == topic).cloned();
+        let topic = known.unwrap_or_else(|| Arc::from(topic));
+        let lane = Lane {
+            topic: Arc::clone(&topic),
+            partition,
+            id: None,
+            phase: Phase::Naming,
+            assigned: false,
+            generation: 0,
+            next: Position::default(),
+        };
+        self.by_topic.entry(topic).or_default().insert(partition, lane);
+    }
+
+    /// The partition is not ours any more.
+    pub(crate) fn remove(&mut self, topic: &str, partition: i32) -> Option<Lane> {
+        let partitions = self.by_topic.get_mut(topic)?;
+        let lane = partitions.remove(&partition);
+        if partitions.is_empty() {
+            self.by_topic.remove(topic);
+        }
+        lane
+    }
+
+    /// The topic's id is known: names the lanes that wait for it. Lanes that go by another id begin again first.
+    pub(crate) fn name(&mut self, topic: &str, source: &Arc<str>) -> Named {
+        let mut named = Named::default();
+        for lane in self.of_topic(topic) {
+            let renamed = lane.id.as_ref().is_some_and(|id| id.source != *source);
+            if renamed && lane.phase != Phase::Revoking {
+                named.lost.extend(lane.begin_again());
+            }
+            if lane.phase != Phase::Naming {
+                continue;
+            }
+            let id = LaneId::new(Arc::clone(source), lane.partition);
+            lane.id = Some(id.clone());
+            lane.phase = Phase::Waiting;
+            named.told.push(AssignedLane { lane: id, topic: Arc::clone(&lane.topic) });
+        }
+        named
+    }
+
+    /// Shows the other threads which lanes are ours now.
+    pub(crate) fn publish(&self) {
+        let held: BTreeSet<LaneId> = self.iter().filter_map(Lane::told).cloned().collect();
+        let wanted = self.iter().filter(|lane| lane.phase != Phase::Revoking).filter_map(Lane::told).cloned().collect();
+        let mut ours = look_into(&self.ours);
+        ours.log_starts.retain(|lane, _| held.contains(lane));
+        (ours.held, ours.wanted) = (held, wanted);
+    }
+}
+
+/// What naming a topic's lanes changed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Named {
+    /// Names that are gone: the topic was made anew.
+    pub(crate) lost: Vec<LaneId>,
+    /// Lanes that the caller is to be told of.
+    pub(crate) told: Vec<AssignedLane>,
+}
+
+/// The full name of a source: the cluster and the topic's id, which a topic made anew does not share.
+pub(crate) fn source_name(cluster: &str, topic_id: &str) -> Arc<str> {
+    Arc::from(format!("kafka/{cluster}/{topic_id}/0"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lane_is_told_once_its_topic_is_named_and_not_twice() {
+        let mut lanes = Lanes::default();
+        lanes.add("t", 0);
+        lanes.add("t", 1);
+        let source = source_name("c", "id1");
+        let named = lanes.name("t", &source);
+        assert_eq!(named.told.len(), 2);
+        assert_eq!(named.told[0].lane.to_string(), "kafka/c/id1/0/0");
+        assert_eq!(lanes.name("t", &source), Named::default());
+        lanes.add("t", 2);
+        assert_eq!(lanes.name("t", &source).told.len(), 1);
+    }
+
+    #[test]
+    fn a_topic_made_anew_loses_the_old_lane_and_gives_another() {
+        let mut lanes = Lanes::default();
+        lanes.add("t", 0);
+        lanes.name("t", &source_name("c", "old"));
+        let lane = lanes.get_mut("t", 0).expect("there");
+        lane.phase = Phase::Active;
+        let named = lanes.name("t", &source_name("c", "new"));
+        assert_eq!(named.lost, [LaneId::new("kafka/c/old/0", 0)]);
+        assert_eq!(named.told[0].lane, LaneId::new("kafka/c/new/0", 0));
+        assert_eq!(lanes.get("t", 0).map(|lane| lane.phase), Some(Phase::Waiting));
+    }
+
+    #[test]
+    fn a_lane_that_begins_again_is_told_again_under_the_same_name() {
+        let mut lanes = Lanes::default();
+        lanes.add("t", 0);
+        let source = source_name("c", "id");
+        lanes.name("t", &source);
+        let lost = lanes.get_mut("t", 0).expect("there").begin_again();
+        assert_eq!(lost, Some(LaneId::new(Arc::clone(&source), 0)));
+        assert_eq!(lanes.get_mut("t", 0).expect("there").begin_again(), None);
+        assert_eq!(lanes.name("t", &source).told.len(), 1);
+    }
+
+    #[test]
+    fn a_lane_on_its_way_out_is_neither_renamed_nor_shown() {
+        let mut lanes = Lanes::default();
+        lanes.add("t", 0);
+        lanes.name("t", &source_name("c", "old"));
+        lanes.publish();
+        assert_eq!(look_into(&lanes.ours).wanted.len(), 1);
+        lanes.get_mut("t", 0).expect("there").phase = Phase::Revoking;
+        assert_eq!(lanes.name("t", &source_name("c", "new")), Named::default());
+        lanes.publish();
+        assert!(look_into(&lanes.ours).wanted.is_empty());
+        assert_eq!(look_into(&lanes.ours).held.len(), 1);
+    }
+}

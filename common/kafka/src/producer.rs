@@ -1,0 +1,353 @@
+//! `KafkaProducer`: publishes to explicit partitions, idempotently, and knows how far each lane is confirmed.
+//!
+//! Promises: events of a lane reach their partition in the order of the calls; a lane counts as confirmed only up to the first
+//! event that is not; an event that the bus refuses for good is named, and nothing after it counts.
+//! Never: allocate per event beyond what the client does; choose a partition or a time of its own.
+
+use std::collections::VecDeque;
+use std::ffi::CString;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{DeliveryResult, Message as _};
+use rdkafka::producer::{Producer as _, ProducerContext, PurgeConfig, ThreadedProducer};
+use tapedeck_common::bus::{BusError, Confirmed, Outgoing, Producer};
+use tapedeck_common::error::ErrorKind;
+use tapedeck_common::position::Position;
+use tokio::sync::Notify;
+use tracing::debug;
+
+use crate::config::ClusterSettings;
+use crate::ffi::{RawOutgoing, produce};
+use crate::group::log_line;
+
+/// How a producer trades delay for cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProducerSettings {
+    /// How long the client waits for more events of a batch, in milliseconds: 1 at high rates; at low rates more saves CPU.
+    pub linger_ms: u32,
+}
+
+impl Default for ProducerSettings {
+    fn default() -> Self {
+        Self { linger_ms: 1 }
+    }
+}
+
+/// Opaque numbers pack a lane and a sequence number within it.
+const SEQUENCE_BITS: u32 = 40;
+const SEQUENCE_MASK: u64 = (1 << SEQUENCE_BITS) - 1;
+const LANES_MAX: u32 = 1 << (64 - SEQUENCE_BITS);
+
+#[derive(Debug)]
+struct InFlight {
+    position: Position,
+    confirmed: bool,
+}
+
+/// What one lane has in flight, in the order of publishing.
+#[derive(Debug, Default)]
+struct LaneTrack {
+    /// The sequence number of the first one in flight.
+    first: u64,
+    in_flight: VecDeque<InFlight>,
+    next: Option<Position>,
+    events: u64,
+}
+
+impl LaneTrack {
+    fn confirm(&mut self, sequence: u64) -> Option<Position> {
+        let index = usize::try_from(sequence.checked_sub(self.first)?).ok()?;
+        let one = self.in_flight.get_mut(index)?;
+        one.confirmed = true;
+        let position = one.position;
+        while self.in_flight.front().is_some_and(|front| front.confirmed) {
+            self.next = self.in_flight.pop_front().map(|front| front.position.next());
+            self.first += 1;
+            self.events += 1;
+        }
+        Some(position)
+    }
+
+    fn position(&self, sequence: u64) -> Option<Position> {
+        let index = usize::try_from(sequence.checked_sub(self.first)?).ok()?;
+        self.in_flight.get(index).map(|one| one.position)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Track {
+    lanes: Vec<LaneTrack>,
+    unreported: usize,
+    refused: Option<(ErrorKind, String)>,
+}
+
+impl Track {
+    fn begin(&mut self, lane: u32, position: Position) -> u64 {
+        let index = lane as usize;
+        if self.lanes.len() <= index {
+            self.lanes.resize_with(index + 1, LaneTrack::default);
+        }
+        let track = &mut self.lanes[index];
+        let sequence = track.first + track.in_flight.len() as u64;
+        track.in_flight.push_back(InFlight { position, confirmed: false });
+        self.unreported += 1;
+        (u64::from(lane) << SEQUENCE_BITS) | (sequence & SEQUENCE_MASK)
+    }
+
+    /// The client did not take what was begun last.
+    fn take_back(&mut self, lane: u32) {
+        self.lanes[lane as usize].in_flight.pop_back();
+        self.unreported -= 1;
+    }
+
+    fn confirmed(&self) -> Vec<Confirmed> {
+        let lanes = self.lanes.iter().zip(0_u32..);
+        lanes.filter_map(|(track, lane)| Some(Confirmed { lane, next: track.next?, events: track.events })).collect()
+    }
+
+    fn failure(&self) -> Option<BusError> {
+        self.refused.as_ref().map(|(kind, what)| BusError::new(*kind, what.clone()))
+    }
+}
+
+#[derive(Default)]
+struct Shared {
+    track: Mutex<Track>,
+    quiet: Notify,
+}
+
+impl Shared {
+    fn track(&self) -> MutexGuard<'_, Track> {
+        self.track.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Reports(Arc<Shared>);
+
+impl ClientContext for Reports {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        log_line(level, facility, text);
+    }
+
+    fn stats_raw(&self, _statistics: &[u8]) {}
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        // What hurts an event comes with its delivery report.
+        debug!(target: "librdkafka", %error, "{reason}");
+    }
+}
+
+impl ProducerContext for Reports {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
+        let (lane, sequence) = unpacked(opaque);
+        let mut track = self.0.track();
+        track.unreported -= 1;
+        match result {
+            Ok(_) => {
+                if let Some(lane) = track.lanes.get_mut(lane) {
+                    lane.confirm(sequence);
+                }
+            }
+            Err((error, message)) => {
+                let position = track.lanes.get(lane).and_then(|lane| lane.position(sequence));
+                let position = position.map_or_else(|| "?".to_owned(), |position| position.to_string());
+                let what = format!(
+                    "topic {} partition {} refused the event of position {position}: {error}",
+                    message.topic(),
+                    message.partition()
+                );
+                // The first refusal says why; those after it are mostly its consequences.
+                let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
+                track.refused.get_or_insert((kind_of(code), what));
+            }
+        }
+        if track.unreported == 0 || track.refused.is_some() {
+            drop(track);
+            self.0.quiet.notify_waiters();
+        }
+    }
+}
+
+fn unpacked(opaque: usize) -> (usize, u64) {
+    let packed = opaque as u64;
+    ((packed >> SEQUENCE_BITS) as usize, packed & SEQUENCE_MASK)
+}
+
+fn kind_of(code: RDKafkaErrorCode) -> ErrorKind {
+    use RDKafkaErrorCode as Code;
+    match code {
+        Code::MessageTimedOut | Code::Fatal | Code::PurgeQueue | Code::PurgeInflight | Code::BrokerTransportFailure => {
+            ErrorKind::Unavailable
+        }
+        _ => ErrorKind::Invalid,
+    }
+}
+
+/// Publishes events.
+pub struct KafkaProducer {
+    producer: ThreadedProducer<Reports>,
+    shared: Arc<Shared>,
+    /// The topic of the last event, and its name as the client wants it.
+    topic: (String, CString),
+}
+
+impl KafkaProducer {
+    /// A producer of a cluster. Returns at once; a broker that is away is waited for by the client.
+    pub fn start(cluster: &ClusterSettings, settings: ProducerSettings) -> Result<Self, BusError> {
+        let mut config = cluster.producer()?;
+        if !cluster.client.contains_key("linger.ms") {
+            config.set("linger.ms", settings.linger_ms.to_string());
+        }
+        let shared = Arc::new(Shared::default());
+        let producer = config
+            .create_with_context(Reports(Arc::clone(&shared)))
+            .map_err(|error| BusError::new(ErrorKind::Invalid, format!("the Kafka client refuses its settings: {error}")))?;
+        Ok(Self { producer, shared, topic: Default::default() })
+    }
+}
+
+/// The client takes zero for "now", so the first millisecond of 1970 is published as the second one.
+fn millis_of(event: &Outgoing<'_>) -> i64 {
+    event.time.map_or(0, |time| match time.millis_floor() {
+        0 => 1,
+        millis => millis,
+    })
+}
+
+impl KafkaProducer {
+    fn send<'h>(
+        &mut self,
+        event: &Outgoing<'_>,
+        headers: impl ExactSizeIterator<Item = (&'h [u8], Option<&'h [u8]>)>,
+    ) -> Result<bool, BusError> {
+        if event.lane >= LANES_MAX {
+            return Err(BusError::new(ErrorKind::Bug, format!("lane {} is more than a producer can track", event.lane)));
+        }
+        self.name_topic(event.topic)?;
+        let packed = {
+            let mut track = self.shared.track();
+            if let Some(failure) = track.failure() {
+                return Err(failure);
+            }
+            // Begun before it is sent: the report may come before the call returns.
+            track.begin(event.lane, event.position)
+        };
+        let message = RawOutgoing {
+            topic: &self.topic.1,
+            partition: event.partition,
+            time: millis_of(event),
+            key: event.key,
+            value: event.value,
+            opaque: packed as usize,
+        };
+        let Err(code) = produce(self.producer.client(), &message, headers) else { return Ok(true) };
+        self.shared.track().take_back(event.lane);
+        if code == RDKafkaErrorCode::QueueFull {
+            return Ok(false);
+        }
+        let (topic, partition, position) = (event.topic, event.partition, event.position);
+        Err(BusError::new(
+            kind_of(code),
+            format!("topic {topic} partition {partition} refused the event of position {position}: {code}"),
+        ))
+    }
+
+    /// Keeps the last topic's name as the client wants it, since events come in long runs for one topic.
+    fn name_topic(&mut self, topic: &str) -> Result<(), BusError> {
+        if self.topic.0 != topic {
+            let name =
+                CString::new(topic).map_err(|_| BusError::new(ErrorKind::Invalid, format!("topic {topic:?}: no topic name")))?;
+            self.topic = (topic.to_owned(), name);
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Producer for KafkaProducer {
+    fn publish(&mut self, event: &Outgoing<'_>) -> Result<bool, BusError> {
+        self.send(event, event.headers.iter().map(|(name, value)| (name.as_bytes(), *value)))
+    }
+
+    fn publish_raw(&mut self, event: &Outgoing<'_>, raw_names: &[(usize, &[u8])]) -> Result<bool, BusError> {
+        let mut raw = raw_names.iter().peekable();
+        let headers = event.headers.iter().enumerate().map(|(index, (name, value))| {
+            let name = raw.next_if(|(of, _)| *of == index).map_or(name.as_bytes(), |(_, bytes)| bytes);
+            (name, *value)
+        });
+        self.send(event, headers)
+    }
+
+    fn confirmed(&mut self) -> Result<Vec<Confirmed>, BusError> {
+        let track = self.shared.track();
+        track.failure().map_or_else(|| Ok(track.confirmed()), Err)
+    }
+
+    fn unconfirmed(&self) -> usize {
+        self.shared.track().unreported
+    }
+
+    async fn drain(&mut self) -> Result<(), BusError> {
+        loop {
+            let quiet = self.shared.quiet.notified();
+            tokio::pin!(quiet);
+            // Registered before the look, so that the last report is not missed.
+            quiet.as_mut().enable();
+            {
+                let track = self.shared.track();
+                if let Some(failure) = track.failure() {
+                    return Err(failure);
+                }
+                if track.unreported == 0 {
+                    return Ok(());
+                }
+            }
+            quiet.await;
+        }
+    }
+}
+
+impl Drop for KafkaProducer {
+    fn drop(&mut self) {
+        // What is not confirmed by now is published again by whoever resumes; waiting for it here could last minutes.
+        self.producer.purge(PurgeConfig::default().queue().inflight());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lane_is_confirmed_up_to_the_first_hole() {
+        let mut track = Track::default();
+        let opaques: Vec<u64> = [4, 6, 9].into_iter().map(|position| track.begin(3, Position::new(position))).collect();
+        let confirm = |track: &mut Track, which: usize| {
+            let (lane, sequence) = unpacked(opaques[which] as usize);
+            track.lanes[lane].confirm(sequence);
+        };
+        confirm(&mut track, 1);
+        assert!(track.confirmed().is_empty());
+        confirm(&mut track, 0);
+        assert_eq!(track.confirmed(), [Confirmed { lane: 3, next: Position::new(7), events: 2 }]);
+        confirm(&mut track, 2);
+        assert_eq!(track.confirmed(), [Confirmed { lane: 3, next: Position::new(10), events: 3 }]);
+    }
+
+    #[test]
+    fn what_the_client_did_not_take_was_never_published() {
+        let mut track = Track::default();
+        let first = track.begin(0, Position::new(0));
+        track.begin(0, Position::new(1));
+        track.take_back(0);
+        let again = track.begin(0, Position::new(1));
+        assert_eq!((unpacked(first as usize), unpacked(again as usize)), ((0, 0), (0, 1)));
+        assert_eq!(track.unreported, 2);
+    }
+}

@@ -1,0 +1,311 @@
+//! The poll thread's dealings with the group: partitions come, are named, begin at their positions, and go.
+//!
+//! Promises: the assignment changes only here, outside the client's callbacks; partitions are assigned once, with explicit
+//! positions; a revoked lane stays ours until its guards are gone or the grace is over; a topic made anew is another lane.
+//! Never: wait for anything.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::consumer::Consumer as _;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use tapedeck_common::bus::{BusError, RevokeGuard};
+use tapedeck_common::error::ErrorKind;
+use tapedeck_common::limits::REVOKE_GRACE;
+use tapedeck_common::position::{LaneId, Position};
+use tokio::sync::mpsc;
+use tracing::{debug, error, info, warn};
+
+use crate::desk::Ask;
+use crate::group::{GroupEvent, Partition};
+use crate::lanes::{Lane, Phase};
+use crate::poll_thread::{Passed, PollThread};
+
+/// Topic ids are asked for again this often: a topic may have been made anew.
+const CONFIRM_NAMES_EVERY: Duration = Duration::from_secs(10);
+/// And this often while some are missing.
+const RETRY_NAMES_EVERY: Duration = Duration::from_secs(1);
+/// The same failure is logged at most this often.
+const SAY_AGAIN_AFTER: Duration = Duration::from_secs(60);
+
+/// Partitions that the group wants back, while their batches are made safe.
+pub(crate) struct Revocation {
+    partitions: Vec<(Arc<str>, i32)>,
+    told: Vec<LaneId>,
+    guards_gone: mpsc::Receiver<()>,
+    deadline: Duration,
+}
+
+impl PollThread {
+    pub(crate) fn serve_group(&mut self) {
+        self.parts.counters.polled_at(self.parts.clock.monotonic());
+        // One call serves one event; all that wait must be served before anything is read.
+        loop {
+            let waiting = self.parts.queue.waiting_for_the_group();
+            match self.parts.consumer.poll(Duration::ZERO) {
+                Some(Err(KafkaError::MessageConsumptionFatal(code))) => {
+                    self.end(ErrorKind::Unavailable, format!("the Kafka client gave up: {code}"))
+                }
+                Some(Ok(_)) => self.end(ErrorKind::Bug, "a message came past our own queue".to_owned()),
+                _ => {}
+            }
+            if waiting <= 1 {
+                break;
+            }
+        }
+        for event in self.parts.consumer.context().take_events() {
+            match event {
+                GroupEvent::Assigned(partitions) => self.assigned(&partitions),
+                GroupEvent::Revoked { partitions, lost } => self.revoked(&partitions, lost),
+                GroupEvent::Failed(code, text) => self.failed(code, &text),
+                GroupEvent::Renewed(topic) => self.renewed(&topic),
+            }
+        }
+    }
+
+    fn assigned(&mut self, partitions: &[Partition]) {
+        self.parts.counters.add_rebalances(1);
+        for (topic, partition) in partitions {
+            self.parts.lanes.add(topic, *partition);
+            self.names_due = Duration::ZERO;
+        }
+        debug!(partitions = partitions.len(), "assigned by the group");
+    }
+
+    fn revoked(&mut self, partitions: &[Partition], lost: bool) {
+        self.parts.counters.add_rebalances(1);
+        let (mut known, mut told) = (Vec::new(), Vec::new());
+        for (topic, partition) in partitions {
+            let Some(lane) = self.parts.lanes.get_mut(topic, *partition) else { continue };
+            told.extend(lane.told().cloned());
+            lane.phase = Phase::Revoking;
+            known.push((Arc::clone(&lane.topic), *partition));
+        }
+        self.parts.lanes.publish();
+        debug!(partitions = partitions.len(), lost, "revoked by the group");
+        if lost || told.is_empty() {
+            self.give_up(&known);
+            self.pass_lost(told);
+            return;
+        }
+        let (guard, guards_gone) = RevokeGuard::new();
+        self.outbox.push_back(Passed::Revoking(told.clone(), guard));
+        let deadline = self.parts.clock.monotonic() + REVOKE_GRACE;
+        self.revocations.push(Revocation { partitions: known, told, guards_gone, deadline });
+    }
+
+    pub(crate) fn serve_revocations(&mut self) {
+        if self.revocations.is_empty() {
+            return;
+        }
+        let lost = self.parts.consumer.assignment_lost();
+        let now = self.parts.clock.monotonic();
+        for revocation in std::mem::take(&mut self.revocations) {
+            let safe = revocation.guards_gone.is_closed();
+            if !safe && !lost && now < revocation.deadline {
+                self.revocations.push(revocation);
+                continue;
+            }
+            self.give_up(&revocation.partitions);
+            if !safe {
+                warn!(
+                    lanes = revocation.told.len(),
+                    lost, "revoked lanes were not committed in time, their batches are abandoned"
+                );
+                self.pass_lost(revocation.told);
+            }
+        }
+    }
+
+    /// Unassigns what was assigned of these and forgets them. The group waits for this call even when there is nothing to unassign.
+    fn give_up(&mut self, partitions: &[(Arc<str>, i32)]) {
+        let mut list = TopicPartitionList::new();
+        for (topic, partition) in partitions {
+            if self.parts.lanes.remove(topic, *partition).is_some_and(|lane| lane.assigned) {
+                list.add_partition(topic, *partition);
+            }
+        }
+        self.parts.lanes.publish();
+        if let Err(error) = self.parts.consumer.incremental_unassign(&list) {
+            warn!(%error, "giving up partitions failed");
+        }
+    }
+
+    fn pass_lost(&mut self, lanes: Vec<LaneId>) {
+        if !lanes.is_empty() {
+            self.outbox.push_back(Passed::Lost(lanes));
+        }
+    }
+
+    pub(crate) fn subscribe(&mut self, topics: BTreeSet<String>) {
+        let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+        info!(topics = names.len(), "subscribing");
+        let result = if names.is_empty() {
+            self.parts.consumer.unsubscribe();
+            Ok(())
+        } else {
+            self.parts.consumer.subscribe(&names)
+        };
+        if let Err(error) = result {
+            self.end(ErrorKind::Unavailable, format!("subscribing failed: {error}"));
+        }
+        self.subscription = topics;
+    }
+
+    fn failed(&mut self, code: RDKafkaErrorCode, text: &str) {
+        match sorted(code) {
+            Some(kind) => self.outbox.push_back(Passed::Failed(BusError::new(kind, format!("{code}: {text}")))),
+            None => self.say(text, code),
+        }
+    }
+
+    /// Logs what the client mends itself, the same words at most once a minute.
+    fn say(&mut self, text: &str, code: RDKafkaErrorCode) {
+        let now = self.parts.clock.monotonic();
+        self.said.retain(|_, last| now < *last + SAY_AGAIN_AFTER);
+        if self.said.len() < 64 && self.said.insert(text.to_owned(), now).is_none() {
+            warn!(%code, "{text}");
+        }
+    }
+
+    pub(crate) fn ask_for_names(&mut self) {
+        let now = self.parts.clock.monotonic();
+        if now < self.names_due {
+            return;
+        }
+        let topics = self.parts.lanes.topics();
+        if topics.is_empty() {
+            self.names_due = now + CONFIRM_NAMES_EVERY;
+            return;
+        }
+        // A desk with a full tray is asked again in the next round.
+        self.names_due = now + if self.parts.lanes.wants_names() { RETRY_NAMES_EVERY } else { CONFIRM_NAMES_EVERY };
+        drop(self.parts.asks.try_send(Ask::Name(topics)));
+    }
+
+    pub(crate) fn named(&mut self, names: &BTreeMap<String, Result<Arc<str>, RDKafkaErrorCode>>) {
+        let (mut lost, mut told) = (Vec::new(), Vec::new());
+        for (topic, name) in names {
+            match name {
+                Ok(source) => {
+                    let named = self.parts.lanes.name(topic, source);
+                    lost.extend(named.lost);
+                    told.extend(named.told);
+                }
+                Err(RDKafkaErrorCode::TopicAuthorizationFailed) => {
+                    let what = format!("topic {topic}: not allowed to describe it; grant Read and Describe");
+                    self.outbox.push_back(Passed::Failed(BusError::new(ErrorKind::Invalid, what)));
+                }
+                Err(code) => debug!(topic, %code, "the topic has no id now"),
+            }
+        }
+        if !lost.is_empty() {
+            warn!(lanes = lost.len(), "a topic was made anew under an old name");
+        }
+        self.pass_lost(lost);
+        self.unassign_where(|lane| lane.assigned && lane.phase == Phase::Waiting);
+        self.parts.lanes.publish();
+        if !told.is_empty() {
+            self.outbox.push_back(Passed::Assigned(told));
+        }
+        if !self.parts.lanes.wants_names() {
+            self.names_due = self.parts.clock.monotonic() + CONFIRM_NAMES_EVERY;
+        }
+    }
+
+    fn renewed(&mut self, topic: &str) {
+        let lost: Vec<LaneId> =
+            self.parts.lanes.of_topic(topic).filter(|lane| lane.phase != Phase::Revoking).filter_map(Lane::begin_again).collect();
+        if lost.is_empty() {
+            return;
+        }
+        warn!(topic, lanes = lost.len(), "the topic was made anew under its old name");
+        self.begin_again(lost);
+    }
+
+    pub(crate) fn vanished(&mut self, lanes: &[LaneId]) {
+        let lost: Vec<LaneId> = lanes.iter().filter_map(|id| self.parts.lanes.named_mut(id)?.begin_again()).collect();
+        self.begin_again(lost);
+    }
+
+    pub(crate) fn begin_again(&mut self, lost: Vec<LaneId>) {
+        self.unassign_where(|lane| lane.assigned && lane.phase == Phase::Naming);
+        self.parts.lanes.publish();
+        self.pass_lost(lost);
+        self.names_due = self.names_due.min(self.parts.clock.monotonic());
+    }
+
+    /// Stops reading some lanes without giving them up.
+    fn unassign_where(&mut self, stop: impl Fn(&Lane) -> bool) {
+        // While a revocation is open the client would take this call for its answer; what is read until then is dropped.
+        if !self.revocations.is_empty() {
+            return;
+        }
+        let mut list = TopicPartitionList::new();
+        for lane in self.parts.lanes.iter_mut().filter(|lane| stop(lane)) {
+            lane.assigned = false;
+            list.add_partition(&lane.topic, lane.partition);
+        }
+        if list.count() > 0
+            && let Err(error) = self.parts.consumer.incremental_unassign(&list)
+        {
+            warn!(%error, "stopping partitions failed");
+        }
+    }
+
+    pub(crate) fn resume(&mut self, at: Vec<(LaneId, Position, u64)>) {
+        for (id, position, generation) in at {
+            if let Some(lane) = self.parts.lanes.named_mut(&id) {
+                lane.phase = Phase::Starting(position);
+                lane.generation = generation;
+            }
+        }
+    }
+
+    /// Assigns the lanes whose positions are known. A lane that was being read is unassigned first: a seek would fail where the
+    /// client lost its position, and would leave old messages in flight.
+    pub(crate) fn start_lanes(&mut self) {
+        if !self.revocations.is_empty() || !self.parts.lanes.iter().any(|lane| matches!(lane.phase, Phase::Starting(_))) {
+            return;
+        }
+        self.unassign_where(|lane| lane.assigned && matches!(lane.phase, Phase::Starting(_)));
+        let mut list = TopicPartitionList::new();
+        for lane in self.parts.lanes.iter() {
+            if let Phase::Starting(at) = lane.phase {
+                self.parts.queue.forward(&lane.topic, lane.partition);
+                if let Err(error) = list.add_partition_offset(&lane.topic, lane.partition, Offset::Offset(at.as_i64())) {
+                    error!(%error, topic = %lane.topic, "a position that the client does not take");
+                }
+            }
+        }
+        if let Err(error) = self.parts.consumer.incremental_assign(&list) {
+            self.end(ErrorKind::Unavailable, format!("assigning {} partitions failed: {error}", list.count()));
+            return;
+        }
+        for lane in self.parts.lanes.iter_mut() {
+            if let Phase::Starting(at) = lane.phase {
+                (lane.phase, lane.next, lane.assigned) = (Phase::Active, at, true);
+                self.parts.queue.forward(&lane.topic, lane.partition);
+            }
+        }
+    }
+}
+
+/// Failures that the client can't mend.
+fn sorted(code: RDKafkaErrorCode) -> Option<ErrorKind> {
+    use RDKafkaErrorCode as Code;
+    match code {
+        Code::Authentication
+        | Code::SaslAuthenticationFailed
+        | Code::UnsupportedSASLMechanism
+        | Code::TopicAuthorizationFailed
+        | Code::GroupAuthorizationFailed
+        | Code::ClusterAuthorizationFailed
+        | Code::InconsistentGroupProtocol
+        | Code::InvalidSessionTimeout => Some(ErrorKind::Invalid),
+        Code::Fatal | Code::FencedInstanceId => Some(ErrorKind::Unavailable),
+        _ => None,
+    }
+}

@@ -1,0 +1,25 @@
+//! The table log: numbered records in the bucket, and nothing else, decide what is archived.
+//!
+//! [`record`] is the exact text of a record, [`state`] what a log of them means, [`protocol`] how one more is added
+//! (pure), [`driver`] the same against a real store, [`checkpoint`] its shortcut, [`view`] what readers see,
+//! [`verify`] the proof that all of it holds.
+
+pub mod checkpoint;
+mod decode;
+pub mod driver;
+pub mod genesis;
+mod paths;
+pub mod protocol;
+pub mod record;
+pub mod state;
+mod tail;
+pub mod verify;
+pub mod view;
+mod wire;
+
+pub use driver::{LogObserver, TableLog, TableOptions};
+pub use paths::LogPaths;
+pub use tail::LogReader;
+
+pub use verify::{VerifyOptions, verify_table};
+pub use view::{History, TableView};

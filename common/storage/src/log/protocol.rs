@@ -1,0 +1,441 @@
+//! How one more record is added to a log by many writers at once: a state machine without I/O.
+//!
+//! Inputs are the outcomes of store calls and the time, outputs are the calls to make next. Promises: the create of a
+//! version is repeated only with the same bytes, and only until that version is known to exist; whatever is not a plain
+//! success is settled by reading back, so an answer is never guessed; a record is sent only while every lane stands where
+//! it expects (the fence). Never: sends two different bodies for one version, or one body under two versions at once.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tapedeck_common::backoff::Backoff;
+use tapedeck_common::commit::{Outcome, Record};
+use tapedeck_common::limits::TIP_TRUSTED_FOR;
+use tapedeck_common::{ErrorKind, Timestamp};
+
+use super::genesis::Genesis;
+use super::record::{self, Header, RecordError};
+use super::state::LogState;
+
+const WAIT_FIRST: Duration = Duration::from_millis(100);
+const WAIT_LONGEST: Duration = Duration::from_secs(10);
+
+/// What a writer knows of a log, and since when.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    /// The log up to its newest known record.
+    pub state: LogState,
+    /// When that record was last known to be the newest, on the monotonic clock.
+    pub seen_at: Duration,
+    /// The newest record that a listing showed. A log that ends before it has a hole.
+    pub listed: Option<u64>,
+}
+
+/// What the machine wants to see done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Call {
+    /// Read record n.
+    Get(u64),
+    /// Store record n if nothing lies there; one request, never repeated inside.
+    Create(u64, Bytes),
+    /// List the records from n on.
+    List(u64),
+    /// Let this time pass.
+    Wait(Duration),
+}
+
+/// How a call ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// The record's bytes.
+    Found(Bytes),
+    /// There is no such record at this moment.
+    NotFound,
+    /// The create succeeded.
+    Created,
+    /// The versions of the records that lie there, in order.
+    Listed(Vec<u64>),
+    /// The time has passed.
+    Waited,
+    /// Anything else: a refusal, an error, no answer in time.
+    Unknown,
+}
+
+/// What comes next.
+#[derive(Debug)]
+pub enum Step {
+    /// This call.
+    Call(Call),
+    /// Nothing: this is the result.
+    Done(Settled),
+}
+
+/// How the work ended.
+#[derive(Debug)]
+pub enum Settled {
+    /// The log is known up to its tip, and has a record 0 unless only looking was asked.
+    CaughtUp,
+    /// The record was accepted, or refused for good.
+    Appended(Outcome),
+}
+
+/// The moment of a step, handed in.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    /// The monotonic clock.
+    pub monotonic: Duration,
+    /// The wall clock, written into records and used for nothing else.
+    pub wall: Timestamp,
+    /// A number in [0, 1) that spreads the waits of many writers.
+    pub chance: f64,
+}
+
+/// Why the machine stopped.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("record {version}: {source}")]
+pub struct ProtocolError {
+    /// The record that it stumbled over.
+    pub version: u64,
+    /// What is wrong with it.
+    pub source: RecordError,
+}
+
+impl ProtocolError {
+    /// What to do about it.
+    pub fn kind(&self) -> ErrorKind {
+        self.source.kind()
+    }
+}
+
+/// What is to be reached.
+#[derive(Debug, Clone, Copy)]
+pub enum Goal<'a> {
+    /// Only know the log up to its tip.
+    CatchUp,
+    /// The same, and a log without any record gets this record 0.
+    Begin(&'a Genesis),
+    /// One more record. It has passed [`record::check`].
+    Append(&'a Record),
+}
+
+/// Who writes, and under which fresh id.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// The program, `tapedeck/<version>`.
+    pub engine: String,
+    /// The writer's own name.
+    pub writer: String,
+    /// A UUID that no other record bears.
+    pub txn_id: String,
+}
+
+/// What happened on the way, for metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tally {
+    /// Creates that were sent.
+    pub creates: u64,
+    /// Creates whose outcome had to be read back.
+    pub unknown: u64,
+    /// Records of others that took the version we wanted.
+    pub conflicts: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Reading on, until there is no next record.
+    Reading,
+    /// A create is under way.
+    Creating,
+    /// The create ended in doubt; reading what lies at its version.
+    Resolving,
+    /// Looking whether the log below us is still there.
+    Listing,
+}
+
+/// One piece of work on one log, from [`Self::start`] until [`Step::Done`].
+#[derive(Debug)]
+pub struct Protocol<'a> {
+    goal: Goal<'a>,
+    identity: Identity,
+    phase: Phase,
+    /// The call to make once the present wait is over.
+    waiting_for: Option<Call>,
+    /// What is being created: repeated byte for byte until its version exists.
+    body: Bytes,
+    /// Set once our record is known to be in the log.
+    committed: Option<u64>,
+    asked_at: Duration,
+    backoff: Backoff,
+    tally: Tally,
+}
+
+impl<'a> Protocol<'a> {
+    /// The first call (or, for a record that is stale already, the result).
+    pub fn start(goal: Goal<'a>, identity: Identity, known: &mut Known, now: Moment) -> Result<(Self, Step), ProtocolError> {
+        let mut work = Self {
+            goal,
+            identity,
+            phase: Phase::Reading,
+            waiting_for: None,
+            body: Bytes::new(),
+            committed: None,
+            asked_at: now.monotonic,
+            backoff: Backoff::new(WAIT_FIRST, WAIT_LONGEST),
+            tally: Tally::default(),
+        };
+        let step = match goal {
+            // Whoever appends has caught up a moment ago; should it be longer, the create will tell.
+            Goal::Append(_) if known.state.tip().is_some() => work.at_tip(known, now)?,
+            _ => work.read_on(known, now),
+        };
+        Ok((work, step))
+    }
+
+    /// What happened so far.
+    pub fn tally(&self) -> Tally {
+        self.tally
+    }
+
+    /// Takes the outcome of the last call and says what comes next.
+    pub fn step(&mut self, known: &mut Known, reply: Reply, now: Moment) -> Result<Step, ProtocolError> {
+        if let Some(call) = self.waiting_for.take() {
+            return Ok(self.call(call, now));
+        }
+        match (self.phase, reply) {
+            (Phase::Creating, Reply::Created) => {
+                self.apply(known, &self.body.clone())?;
+                self.settle(known, now)
+            }
+            (Phase::Creating, _) => {
+                self.tally.unknown += 1;
+                self.phase = Phase::Resolving;
+                Ok(self.call(Call::Get(known.state.next_version()), now))
+            }
+            (Phase::Reading | Phase::Resolving, Reply::Found(bytes)) => self.found(known, &bytes, now),
+            (Phase::Reading, Reply::NotFound) => {
+                self.check_no_hole(known)?;
+                self.saw_tip(known);
+                self.at_tip(known, now)
+            }
+            // Not final: the lost create may still land. So the same bytes again, which can only land once.
+            (Phase::Resolving, Reply::NotFound) => Ok(self.wait_for_create(known, now)),
+            (Phase::Listing, Reply::Listed(records)) => self.listed(known, &records, now),
+            (Phase::Listing, _) => Ok(self.wait_for(Call::List(self.floor(known)), now)),
+            (Phase::Reading | Phase::Resolving, _) => Ok(self.wait_for(Call::Get(known.state.next_version()), now)),
+        }
+    }
+
+    fn call(&mut self, call: Call, now: Moment) -> Step {
+        if let Call::Create(..) = call {
+            self.phase = Phase::Creating;
+            self.tally.creates += 1;
+        }
+        self.asked_at = now.monotonic;
+        Step::Call(call)
+    }
+
+    fn wait_for(&mut self, call: Call, now: Moment) -> Step {
+        self.waiting_for = Some(call);
+        Step::Call(Call::Wait(self.backoff.next_wait(now.chance)))
+    }
+
+    fn wait_for_create(&mut self, known: &Known, now: Moment) -> Step {
+        self.wait_for(Call::Create(known.state.next_version(), self.body.clone()), now)
+    }
+
+    fn read_on(&mut self, known: &Known, now: Moment) -> Step {
+        self.phase = Phase::Reading;
+        self.call(Call::Get(known.state.next_version()), now)
+    }
+
+    fn found(&mut self, known: &mut Known, bytes: &Bytes, now: Moment) -> Result<Step, ProtocolError> {
+        self.backoff.reset();
+        let ours = self.apply(known, bytes)?;
+        if ours {
+            return self.settle(known, now);
+        }
+        if self.phase == Phase::Resolving {
+            self.tally.conflicts += 1;
+        }
+        Ok(self.read_on(known, now))
+    }
+
+    /// Applies the next record; true if it is ours.
+    fn apply(&mut self, known: &mut Known, bytes: &[u8]) -> Result<bool, ProtocolError> {
+        let version = known.state.next_version();
+        let applied = record::decode(bytes).and_then(|read| known.state.apply(&read));
+        applied.map_err(|source| ProtocolError { version, source })?;
+        self.saw_tip(known);
+        // By its bytes, which name writer and id: stronger than the id alone, should two writers ever draw the same chance.
+        let ours = self.phase != Phase::Reading && self.body == bytes;
+        if ours {
+            self.committed = Some(version);
+        }
+        Ok(ours)
+    }
+
+    /// What was true when we asked counts from then, and only if nobody can have cut the log since we last looked.
+    fn saw_tip(&self, known: &mut Known) {
+        if self.asked_at.saturating_sub(known.seen_at) <= TIP_TRUSTED_FOR {
+            known.seen_at = known.seen_at.max(self.asked_at);
+        }
+    }
+
+    fn is_old(known: &Known, now: Moment) -> bool {
+        known.state.tip().is_some() && now.monotonic.saturating_sub(known.seen_at) > TIP_TRUSTED_FOR
+    }
+
+    fn check_no_hole(&self, known: &Known) -> Result<(), ProtocolError> {
+        let version = known.state.next_version();
+        match known.listed {
+            Some(listed) if listed >= version => {
+                let what = format!("it is missing, although record {listed} exists: the log has a hole");
+                Err(ProtocolError { version, source: RecordError::Broken(what) })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Everything up to the tip is known: go on to the goal.
+    fn at_tip(&mut self, known: &Known, now: Moment) -> Result<Step, ProtocolError> {
+        if Self::is_old(known, now) {
+            return Ok(self.look_below(known, now));
+        }
+        match self.goal {
+            Goal::CatchUp => Ok(Step::Done(Settled::CaughtUp)),
+            Goal::Begin(_) if known.state.tip().is_some() => Ok(Step::Done(Settled::CaughtUp)),
+            Goal::Begin(genesis) => {
+                self.body = record::encode_genesis(&self.header(known, now), genesis).into();
+                Ok(self.call(Call::Create(0, self.body.clone()), now))
+            }
+            Goal::Append(record) => self.fence_and_create(known, record, now),
+        }
+    }
+
+    fn fence_and_create(&mut self, known: &Known, record: &Record, now: Moment) -> Result<Step, ProtocolError> {
+        let version = known.state.next_version();
+        if version == 0 {
+            let source = RecordError::Broken("it is missing: the table was never begun".to_owned());
+            return Err(ProtocolError { version, source });
+        }
+        let stale = known.state.fence(record);
+        if !stale.is_empty() {
+            return Ok(Step::Done(Settled::Appended(Outcome::Stale(stale))));
+        }
+        self.body = record::encode(&self.header(known, now), record).into();
+        Ok(self.call(Call::Create(version, self.body.clone()), now))
+    }
+
+    fn header(&self, known: &Known, now: Moment) -> Header {
+        Header {
+            timestamp_ms: now.wall.millis_floor(),
+            engine: self.identity.engine.clone(),
+            writer: self.identity.writer.clone(),
+            txn_id: self.identity.txn_id.clone(),
+            prev: known.state.tip().map(|tip| tip.hash.clone()),
+        }
+    }
+
+    /// Our record is in the log. Before that is trusted after a long sleep, the log below it must still be there.
+    fn settle(&mut self, known: &Known, now: Moment) -> Result<Step, ProtocolError> {
+        if Self::is_old(known, now) {
+            return Ok(self.look_below(known, now));
+        }
+        match (self.goal, self.committed) {
+            (Goal::Append(_), Some(version)) => Ok(Step::Done(Settled::Appended(Outcome::Committed { version }))),
+            _ => Ok(Step::Done(Settled::CaughtUp)),
+        }
+    }
+
+    fn look_below(&mut self, known: &Known, now: Moment) -> Step {
+        self.phase = Phase::Listing;
+        self.call(Call::List(self.floor(known)), now)
+    }
+
+    /// The newest record that was there before we slept: the one before ours, or the tip.
+    fn floor(&self, known: &Known) -> u64 {
+        let tip = known.state.next_version().saturating_sub(1);
+        if self.committed.is_some() { tip.saturating_sub(1) } else { tip }
+    }
+
+    fn listed(&mut self, known: &mut Known, records: &[u64], now: Moment) -> Result<Step, ProtocolError> {
+        let floor = self.floor(known);
+        if records.first() != Some(&floor) {
+            let what = "it is gone: the log was cut while this writer slept, so nothing it did since can be trusted";
+            return Err(ProtocolError { version: floor, source: RecordError::Broken(what.to_owned()) });
+        }
+        known.seen_at = self.asked_at;
+        known.listed = known.listed.max(records.last().copied());
+        if self.committed.is_some() { self.settle(known, now) } else { Ok(self.read_on(known, now)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn moment(seconds: u64) -> Moment {
+        Moment { monotonic: Duration::from_secs(seconds), wall: Timestamp::default(), chance: 0.5 }
+    }
+
+    fn begun() -> Known {
+        let genesis = Genesis { table_id: "id".to_owned(), table: "t".to_owned(), created_ms: 0, writers: Default::default() };
+        let mut known = Known::default();
+        let (mut work, _) = Protocol::start(Goal::Begin(&genesis), identity("a"), &mut known, moment(0)).expect("starts");
+        work.step(&mut known, Reply::NotFound, moment(0)).expect("creates");
+        work.step(&mut known, Reply::Created, moment(0)).expect("done");
+        known
+    }
+
+    fn identity(txn_id: &str) -> Identity {
+        Identity { engine: "tapedeck/test".to_owned(), writer: "w".to_owned(), txn_id: txn_id.to_owned() }
+    }
+
+    fn start_of_a_lane() -> Record {
+        use tapedeck_common::commit::Advance;
+        let span = tapedeck_common::Span::empty_at(tapedeck_common::Position::new(7));
+        let lane = tapedeck_common::LaneId::new("s", 0);
+        Record { advances: vec![Advance { lane, expected: None, span, rows: 0, skipped: 0, gap: None }], segments: vec![] }
+    }
+
+    /// A process that was stopped while its create was under way must not believe the answer at once.
+    #[test]
+    fn a_success_that_comes_after_a_long_sleep_is_trusted_only_above_the_log_that_was_known() {
+        for (listed, trusted) in
+            [(vec![0, 1], true), (vec![0, 1, 2, 3], true), (vec![], false), (vec![1], false), (vec![1, 2], false)]
+        {
+            let (mut known, record) = (begun(), start_of_a_lane());
+            let (mut work, step) = Protocol::start(Goal::Append(&record), identity("b"), &mut known, moment(1)).expect("starts");
+            assert!(matches!(step, Step::Call(Call::Create(1, _))));
+            let step = work.step(&mut known, Reply::Created, moment(3_600)).expect("goes on");
+            assert!(matches!(step, Step::Call(Call::List(0))), "{step:?}");
+            let step = work.step(&mut known, Reply::Unknown, moment(3_601)).expect("goes on");
+            assert!(matches!(step, Step::Call(Call::Wait(_))), "{step:?}");
+            let step = work.step(&mut known, Reply::Waited, moment(3_602)).expect("goes on");
+            assert!(matches!(step, Step::Call(Call::List(0))), "{step:?}");
+            match work.step(&mut known, Reply::Listed(listed.clone()), moment(3_603)) {
+                Ok(Step::Done(Settled::Appended(Outcome::Committed { version: 1 }))) => assert!(trusted, "{listed:?}"),
+                Ok(step) => panic!("{listed:?}: {step:?}"),
+                Err(error) => assert!(!trusted && error.kind() == ErrorKind::Corrupt, "{listed:?}: {error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn after_a_lost_create_the_same_bytes_go_to_the_same_version() {
+        let (mut known, record) = (begun(), start_of_a_lane());
+        let (mut work, step) = Protocol::start(Goal::Append(&record), identity("b"), &mut known, moment(1)).expect("starts");
+        let Step::Call(first) = step else { panic!("{step:?}") };
+        for second in 2..50 {
+            let step = work.step(&mut known, Reply::Unknown, moment(second)).expect("goes on");
+            assert!(matches!(step, Step::Call(Call::Get(1))), "{step:?}");
+            let step = work.step(&mut known, Reply::NotFound, moment(second)).expect("goes on");
+            assert!(matches!(step, Step::Call(Call::Wait(_))), "{step:?}");
+            match work.step(&mut known, Reply::Waited, moment(second)).expect("goes on") {
+                Step::Call(again) => assert_eq!(again, first),
+                step => panic!("{step:?}"),
+            }
+        }
+        assert_eq!(work.tally().creates, 49);
+    }
+}

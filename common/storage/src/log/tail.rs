@@ -1,0 +1,161 @@
+//! Reading a log for its readers: the listing, the newest checkpoint, and every record above it.
+//!
+//! Promises: a hole between records is found, never stepped over; a listing is only a hint, the records themselves decide.
+//! Never: waits or tries again; that is the caller's patience.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use object_store::{ObjectStore, ObjectStoreExt};
+use tapedeck_common::ErrorKind;
+
+use super::checkpoint;
+use super::paths::{LogFile, LogPaths};
+use super::record::{self, LogRecord, RecordError};
+use super::state::LogState;
+use crate::store::{Outcome, Store, StoreError, classify};
+
+/// Records fetched at once while replaying.
+const READ_AHEAD: usize = 16;
+
+/// Where to read one table's log.
+#[derive(Debug, Clone)]
+pub struct LogReader {
+    pub(super) store: Arc<dyn ObjectStore>,
+    pub(super) paths: LogPaths,
+    pub(super) table: String,
+}
+
+/// What a listing of the log's folder showed, in order.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Listing {
+    pub(super) records: Vec<u64>,
+    pub(super) checkpoints: Vec<u64>,
+}
+
+/// Which part of a log to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Start {
+    /// From the newest checkpoint that serves.
+    Checkpoint,
+    /// From record 0.
+    Beginning,
+}
+
+impl LogReader {
+    /// Reads the log of `table` in `store`.
+    pub fn new(store: &Store, table: &str) -> Self {
+        Self { store: Arc::clone(&store.patient), paths: LogPaths::of(table), table: table.to_owned() }
+    }
+
+    /// The bytes of record `version`, `None` if there is none.
+    pub(super) async fn get(&self, version: u64) -> Result<Option<Bytes>, StoreError> {
+        let key = self.paths.record(version);
+        let read = async { self.store.get(&key).await?.bytes().await };
+        match read.await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if classify(&error) == Outcome::NotFound => Ok(None),
+            Err(error) => Err(StoreError::request(format!("cannot read {key}"), error)),
+        }
+    }
+
+    /// Everything in the log's folder from `version` on.
+    pub(super) async fn list(&self, version: u64) -> Result<Listing, StoreError> {
+        let folder = self.paths.folder();
+        let mut found = self.store.list_with_offset(Some(folder), &self.paths.just_before(version));
+        let mut listing = Listing::default();
+        let failed = |error| StoreError::request(format!("cannot list {folder}"), error);
+        while let Some(object) = found.try_next().await.map_err(failed)? {
+            match self.paths.parse(&object.location) {
+                Some(LogFile::Record(version)) => listing.records.push(version),
+                Some(LogFile::Checkpoint(version)) => listing.checkpoints.push(version),
+                None => {}
+            }
+        }
+        listing.records.sort_unstable();
+        listing.checkpoints.sort_unstable();
+        Ok(listing)
+    }
+
+    /// A listing that begins at the hinted checkpoint, or at record 0 if the hint leads nowhere.
+    pub(super) async fn list_from_hint(&self, at: Option<u64>) -> Result<Listing, StoreError> {
+        let hint = checkpoint::read_hint(self).await?;
+        if let Some(hint) = hint.filter(|hint| at.is_none_or(|at| *hint <= at)) {
+            let listing = self.list(hint).await?;
+            if listing.checkpoints.first() == Some(&hint) {
+                return Ok(listing);
+            }
+        }
+        self.list(0).await
+    }
+
+    /// Replays the log onto `state` (an empty one) and reports every record that was applied on the way.
+    /// Ends at `at`, which must exist, or at the tip.
+    pub(super) async fn replay(
+        &self,
+        mut state: LogState,
+        start: Start,
+        at: Option<u64>,
+        seen: &mut (dyn FnMut(u64, &LogRecord) + Send),
+    ) -> Result<LogState, StoreError> {
+        let listing = match start {
+            Start::Checkpoint => self.list_from_hint(at).await?,
+            Start::Beginning => self.list(0).await?,
+        };
+        if start == Start::Checkpoint {
+            state = checkpoint::newest(self, &listing, at, state).await?;
+        }
+        let newest = listing.records.last().copied();
+        if let Some(at) = at.filter(|at| newest.is_some_and(|newest| newest < *at))
+            && self.get(at).await?.is_none()
+        {
+            let what = format!("table {} has no version {at}: {} is not there", self.table, self.paths.record(at));
+            return Err(StoreError::new(ErrorKind::Invalid, what));
+        }
+        if let Some(until) = at.or(newest) {
+            self.apply_until(&mut state, until, seen).await?;
+        }
+        // What came after the listing.
+        while at.is_none() {
+            let version = state.next_version();
+            let Some(bytes) = self.get(version).await? else { break };
+            seen(version, &self.apply(&mut state, &bytes)?);
+        }
+        Ok(state)
+    }
+
+    async fn apply_until(
+        &self,
+        state: &mut LogState,
+        until: u64,
+        seen: &mut (dyn FnMut(u64, &LogRecord) + Send),
+    ) -> Result<(), StoreError> {
+        let versions = futures::stream::iter(state.next_version()..=until);
+        let mut bodies = versions.map(|version| async move { self.get(version).await }).buffered(READ_AHEAD);
+        while let Some(body) = bodies.try_next().await? {
+            let version = state.next_version();
+            let bytes = body.ok_or_else(|| self.missing(version, until))?;
+            seen(version, &self.apply(state, &bytes)?);
+        }
+        Ok(())
+    }
+
+    fn apply(&self, state: &mut LogState, bytes: &[u8]) -> Result<LogRecord, StoreError> {
+        let version = state.next_version();
+        let read = record::decode(bytes).map_err(|error| self.bad(version, &error))?;
+        state.apply(&read).map_err(|error| self.bad(version, &error))?;
+        Ok(read)
+    }
+
+    fn missing(&self, version: u64, until: u64) -> StoreError {
+        let what = format!("{} is missing, although the log goes on to record {until}", self.paths.record(version));
+        StoreError::new(ErrorKind::Corrupt, format!("table {}: {what}", self.table))
+    }
+
+    /// A record that stopped us, by its key.
+    pub(super) fn bad(&self, version: u64, error: &RecordError) -> StoreError {
+        let what = format!("table {}: {}: {error}", self.table, self.paths.record(version));
+        StoreError::new(error.kind(), what)
+    }
+}

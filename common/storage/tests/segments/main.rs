@@ -1,0 +1,8 @@
+//! Segments as their users see them: what is written reads back, and what is broken is noticed.
+
+mod golden;
+mod kit;
+mod round_trip;
+mod scan;
+mod upload;
+mod verify;

@@ -1,0 +1,100 @@
+//! The archive's identity and the homes of its topics: made once, by whoever is first, and then fixed.
+
+use std::sync::Arc;
+
+use object_store::ObjectStoreExt;
+use tapedeck_common::ErrorKind;
+use tapedeck_sim::{Call, Fault, FaultyStore, ManualClock, When};
+use tapedeck_storage::archive::{Archive, TABLE_PER_TOPIC};
+use tapedeck_storage::layout;
+use tapedeck_storage::log::{TableLog, TableOptions};
+use tapedeck_storage::store::Store;
+
+fn store(faulty: &FaultyStore) -> Store {
+    Store::of(Arc::new(faulty.clone()))
+}
+
+async fn made(faulty: &FaultyStore, seed: u64) -> Archive {
+    let (clock, mut rng) = (ManualClock::default(), fastrand::Rng::with_seed(seed));
+    Archive::open_or_create(store(faulty), TABLE_PER_TOPIC, &clock, &mut rng).await.expect("opens")
+}
+
+#[tokio::test]
+async fn an_archive_is_made_once_and_keeps_its_id() {
+    let faulty = FaultyStore::default();
+    let error = Archive::open(store(&faulty)).await.expect_err("there is none yet");
+    assert!(error.kind() == ErrorKind::Invalid && error.to_string().contains("no archive at memory:///"), "{error}");
+    let both = futures::future::join(made(&faulty, 1), made(&faulty, 2)).await;
+    assert_eq!(both.0.config, both.1.config);
+    assert_eq!(Archive::open(store(&faulty)).await.expect("opens").config, both.0.config);
+}
+
+#[tokio::test]
+async fn an_archive_that_means_something_else_is_refused() {
+    let faulty = FaultyStore::default();
+    made(&faulty, 1).await;
+    let (clock, mut rng) = (ManualClock::default(), fastrand::Rng::with_seed(2));
+    let other = Archive::open_or_create(store(&faulty), "all", &clock, &mut rng).await.expect_err("another template");
+    assert!(other.kind() == ErrorKind::Invalid && other.to_string().contains("\"{topic}\""), "{other}");
+    let key = layout::archive_config();
+    for (text, kind, part) in [
+        (r#"{"id":"x","format":2,"table_template":"{topic}"}"#, ErrorKind::Invalid, "format 2"),
+        ("{", ErrorKind::Corrupt, "_archive/config.json"),
+    ] {
+        faulty.below().put(&key, text.as_bytes().to_vec().into()).await.expect("puts");
+        let error = Archive::open(store(&faulty)).await.expect_err(text);
+        assert!(error.kind() == kind && error.to_string().contains(part), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_topic_stays_where_it_went() {
+    let faulty = FaultyStore::default();
+    let archive = made(&faulty, 1).await;
+    let (clock, mut rng) = (ManualClock::default(), fastrand::Rng::with_seed(5));
+    for (topic, table) in [("audit.eu", "audit"), ("audit.us", "audit"), ("_odd/name", "_odd/name")] {
+        for _ in 0..2 {
+            archive.settle_topic(topic, table, &clock, &mut rng).await.expect("agrees");
+        }
+    }
+    let error = archive.settle_topic("audit.eu", "europe", &clock, &mut rng).await.expect_err("it went elsewhere");
+    let text = error.to_string();
+    for part in ["audit.eu", "table audit", "europe", "_archive/topics/audit.eu.json", "delete the object"] {
+        assert!(text.contains(part), "{text}");
+    }
+    let topics = archive.topics().await.expect("lists");
+    assert_eq!(topics.len(), 3);
+    assert_eq!((&*topics["audit.us"], &*topics["_odd/name"]), ("audit", "_odd/name"));
+    // A table is one that has a log.
+    assert!(archive.tables().await.expect("lists").is_empty());
+    for table in ["_odd/name", "audit"] {
+        let options = TableOptions::of(table, "a");
+        let opened = TableLog::open(&store(&faulty), options, Arc::new(clock.clone()), rng.fork(), Arc::new(())).await;
+        opened.expect("opens");
+    }
+    assert_eq!(archive.tables().await.expect("lists"), ["_odd/name", "audit"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_answers_and_conflicts_are_settled_by_reading() {
+    for fault in [Fault::FailAfter, Fault::FailBefore, Fault::Conflict] {
+        let faulty = FaultyStore::default();
+        faulty.inject(When::at(Call::Put).times(2), fault);
+        let (view, clock) = (faulty.clone(), ManualClock::default());
+        let task = tokio::spawn({
+            let clock = clock.clone();
+            async move {
+                let mut rng = fastrand::Rng::with_seed(1);
+                Archive::open_or_create(store(&view), TABLE_PER_TOPIC, &clock, &mut rng).await
+            }
+        });
+        assert!(clock.advance_until(std::time::Duration::from_secs(60), || task.is_finished()).await);
+        let ours = task.await.expect("no panic").expect("made").config;
+        assert_eq!(Archive::open(store(&faulty)).await.expect("opens").config, ours, "{fault}");
+    }
+    let denied = FaultyStore::default();
+    denied.inject(When::at(Call::Put), Fault::Deny);
+    let (clock, mut rng) = (ManualClock::default(), fastrand::Rng::with_seed(1));
+    let error = Archive::open_or_create(store(&denied), TABLE_PER_TOPIC, &clock, &mut rng).await.expect_err("no rights");
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+}

@@ -1,0 +1,125 @@
+//! Checkpoints: the same state as the records, quicker; never trusted further than they go.
+
+use std::sync::Arc;
+
+use object_store::ObjectStoreExt;
+use tapedeck_common::commit::{CommitLog, Record};
+use tapedeck_sim::{Call, FaultyStore, ManualClock};
+use tapedeck_storage::log::checkpoint::write_checkpoint;
+use tapedeck_storage::log::{History, LogPaths, LogReader, TableOptions, TableView, VerifyOptions, verify_table};
+use tapedeck_storage::store::Store;
+
+use crate::kit::*;
+
+fn store(faulty: &FaultyStore) -> Store {
+    Store::of(Arc::new(faulty.clone()))
+}
+
+/// What both ways of reading must agree on.
+fn essence(view: TableView) -> impl PartialEq + std::fmt::Debug {
+    let segments: Vec<_> = view.segments.into_iter().map(|live| live.segment).collect();
+    (view.version, view.committed_at, view.table_id, view.positions, segments)
+}
+
+async fn agree(store: &Store, at: Option<u64>) {
+    let recent = TableView::load(store, TABLE, at, History::Recent).await.expect("reads");
+    let whole = TableView::load(store, TABLE, at, History::Whole).await.expect("reads");
+    assert_eq!(essence(recent), essence(whole));
+}
+
+#[tokio::test]
+async fn a_checkpoint_says_what_its_records_say() {
+    let faulty = FaultyStore::default();
+    let store = store(&faulty);
+    let mut log = open(&store, &ManualClock::default(), "a").await;
+    for partition in 0..4 {
+        fill(&mut log, partition, 5).await;
+    }
+    for version in [0, 1, 7, 24] {
+        write_checkpoint(&LogReader::new(&store, TABLE), version).await.expect("writes");
+        for at in [Some(version), Some(24), None] {
+            agree(&store, at).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn whoever_reaches_the_multiple_writes_it_and_writers_open_from_it() {
+    let (faulty, clock) = (FaultyStore::default(), ManualClock::default());
+    let options = |writer: &str| TableOptions { checkpoint_every: 10, ..TableOptions::of(TABLE, writer) };
+    let mut log = open_with(&store(&faulty), &clock, options("a")).await;
+    commit(&mut log, &first(0)).await;
+    for number in 0..24 {
+        commit(&mut log, &batch(0, number * 10, number * 10 + 10)).await;
+        log.finish_checkpoint().await;
+    }
+    let paths = LogPaths::of(TABLE);
+    let hint = faulty.below().get(&paths.hint()).await.expect("there").bytes().await.expect("reads");
+    let hint: serde_json::Value = serde_json::from_slice(&hint).expect("JSON");
+    assert_eq!((hint["version"].as_u64(), hint["numOfAddFiles"].as_u64()), (Some(20), Some(19)));
+
+    let fresh = faulty.other_view();
+    let mut again = open_with(&store(&fresh), &clock, options("b")).await;
+    assert_eq!(again.checkpoint().await.expect("reads"), log.checkpoint().await.expect("reads"));
+    assert_eq!(again.state().tip(), log.state().tip());
+    assert_eq!(fresh.calls(Call::Get, "00019.json"), 0);
+    commit(&mut again, &batch(0, 240, 250)).await;
+    agree(&store(&faulty), None).await;
+}
+
+#[tokio::test]
+async fn many_segments_are_many_row_groups_and_writers_read_only_the_first() {
+    let (faulty, clock) = (FaultyStore::default(), ManualClock::default());
+    let mut log = open(&store(&faulty), &clock, "a").await;
+    commit(&mut log, &first(0)).await;
+    let segments = (0..25_000).map(|at| segment(&format!("s{at}"), 0, span(at, at + 1), hour(at as i64 % 48)));
+    commit(&mut log, &Record { advances: vec![step(0, 0, 25_000)], segments: segments.collect() }).await;
+    write_checkpoint(&LogReader::new(&store(&faulty), TABLE), 2).await.expect("writes");
+    agree(&store(&faulty), None).await;
+
+    let key = LogPaths::of(TABLE).checkpoint(2);
+    let bytes = faulty.below().get(&key).await.expect("there").bytes().await.expect("reads");
+    let file = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes).expect("Parquet");
+    let rows: Vec<_> = file.metadata().row_groups().iter().map(|group| group.num_rows()).collect();
+    assert_eq!(rows, [3, 10_000, 10_000, 5_000]);
+    let again = open(&store(&faulty), &clock, "b").await;
+    assert_eq!(again.version(), 2);
+    assert!(again.state().segments().is_none());
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_cannot_be_read_is_passed_over_and_reported() {
+    let (faulty, clock) = (FaultyStore::default(), ManualClock::default());
+    let mut log = open(&store(&faulty), &clock, "a").await;
+    fill(&mut log, 0, 8).await;
+    write_checkpoint(&LogReader::new(&store(&faulty), TABLE), 6).await.expect("writes");
+    let (below, key) = (faulty.below(), LogPaths::of(TABLE).checkpoint(6));
+    let whole = below.get(&key).await.expect("there").bytes().await.expect("reads");
+    let mut flipped = whole.to_vec();
+    flipped[200..260].fill(0xFF);
+    for bad in [whole.slice(..whole.len() / 2), flipped.into(), bytes::Bytes::from_static(b"PAR1PAR1")] {
+        below.put(&key, bad.into()).await.expect("puts");
+        agree(&store(&faulty), None).await;
+        assert_eq!(open(&store(&faulty), &clock, "b").await.version(), 9);
+        let options = VerifyOptions { times: Some((hour(900).start(), hour(901).start())), ..VerifyOptions::default() };
+        let report = verify_table(&store(&faulty), TABLE, &options).await.expect("reads");
+        assert_eq!(report.findings.len(), 1, "{:?}", report.findings);
+        assert!(report.findings[0].object.ends_with("06.checkpoint.parquet"));
+    }
+}
+
+#[tokio::test]
+async fn a_hint_is_only_a_hint() {
+    let (faulty, clock) = (FaultyStore::default(), ManualClock::default());
+    let mut log = open(&store(&faulty), &clock, "a").await;
+    fill(&mut log, 0, 8).await;
+    write_checkpoint(&LogReader::new(&store(&faulty), TABLE), 4).await.expect("writes");
+    let below = faulty.below();
+    for hint in ["{\"version\":7,\"size\":1}", "{\"version\":700,\"size\":1}", "nonsense", "{\"version\":0,\"size\":1}"] {
+        below.put(&LogPaths::of(TABLE).hint(), hint.as_bytes().to_vec().into()).await.expect("puts");
+        agree(&store(&faulty), None).await;
+        assert_eq!(open(&store(&faulty), &clock, "b").await.version(), 9, "{hint}");
+    }
+    below.delete(&LogPaths::of(TABLE).hint()).await.expect("deletes");
+    agree(&store(&faulty), None).await;
+}

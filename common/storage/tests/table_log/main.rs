@@ -1,0 +1,11 @@
+//! The table log, its checkpoints and what is built on them, through public types: on memory, on a real folder, and on a
+//! store that fails on demand.
+
+mod archive;
+mod checkpoint;
+mod driver;
+mod kit;
+mod probe;
+mod record;
+mod trouble;
+mod verify;

@@ -1,0 +1,70 @@
+//! A real Apache Kafka for tests: one KRaft process on loopback, on ports and in a folder of its own.
+//!
+//! `start` returns when the broker answers, transactions and groups included. The data survives `stop` and `kill9` until the
+//! value is dropped. A plain broker keeps its defaults: 1 MB batches and no timestamps above one hour ahead; tests that need
+//! more say so per topic (see [`crate::events::nasty::topic_config`]).
+
+use std::sync::OnceLock;
+
+use anyhow::Result;
+
+use crate::scripted::Scripted;
+
+/// What may differ from one broker to another.
+#[derive(Debug, Clone)]
+pub struct KafkaOptions {
+    /// Further server properties; they win over ours.
+    pub extra: Vec<(String, String)>,
+    /// Java heap, for example `512m`.
+    pub heap: String,
+}
+
+impl Default for KafkaOptions {
+    fn default() -> Self {
+        Self { extra: Vec::new(), heap: "512m".to_owned() }
+    }
+}
+
+/// A running broker; gone with its data on drop.
+#[derive(Debug)]
+pub struct KafkaServer {
+    server: Scripted,
+}
+
+impl KafkaServer {
+    /// Starts a broker with an empty log.
+    pub fn start(options: KafkaOptions) -> Result<Self> {
+        let extra: Vec<String> = options.extra.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let environment = vec![("KAFKA_EXTRA".to_owned(), extra.join("\n")), ("KAFKA_HEAP".to_owned(), options.heap)];
+        let server = Scripted::start("kafka", "KAFKA", environment)?;
+        Ok(Self { server })
+    }
+
+    /// The address for `bootstrap.servers`.
+    pub fn bootstrap(&self) -> String {
+        format!("127.0.0.1:{}", self.server.port())
+    }
+
+    /// Stops the broker cleanly; its data stays.
+    pub fn stop(&self) -> Result<()> {
+        self.server.verb("stop")
+    }
+
+    /// Kills the broker with SIGKILL; its data stays as it is.
+    pub fn kill9(&self) -> Result<()> {
+        self.server.verb("kill9")
+    }
+
+    /// Starts the broker again on the same port and data.
+    pub fn start_again(&self) -> Result<()> {
+        self.server.verb("start")
+    }
+}
+
+/// One broker for all tests of a test binary, started on first use, ended with the process.
+///
+/// Panics when Kafka can't be had: a missing server is a failed test.
+pub fn shared_kafka() -> &'static KafkaServer {
+    static SHARED: OnceLock<KafkaServer> = OnceLock::new();
+    SHARED.get_or_init(|| KafkaServer::start(KafkaOptions::default()).expect("the tests need a real Kafka"))
+}

@@ -1,0 +1,385 @@
+//! `replayer run`: from a plan, or flags, or the stored plan of a job that exists.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tapedeck_common::error::report as error_text;
+use tapedeck_common::{ByteBudget, Clock};
+use tapedeck_daemon::admin::{Admin, AdminServer, Component, Heartbeats, Readiness};
+use tapedeck_daemon::shutdown::{self, Shutdown};
+use tapedeck_daemon::telemetry::LogLevel;
+use tapedeck_daemon::{Exit, Failure};
+use tapedeck_kafka::admin::Cluster;
+use tapedeck_kafka::config::ClusterSettings;
+use tapedeck_storage::archive::Archive;
+use tapedeck_storage::ids::fresh_uuid;
+use tracing::{info, warn};
+
+use super::cat::to_stdout;
+use super::{chance, for_machines, open_archive, planner_failed, system_clock};
+use crate::cli::RunArgs;
+use crate::config::Config;
+use crate::cursor::{Cursor, State};
+use crate::job::{Claim, JobError, Jobs, StoredPlan};
+use crate::metrics;
+use crate::pacer::Limits;
+use crate::plan::Plan;
+use crate::planner::{Ask, plan as make_plan};
+use crate::prepare::{Existing, PrepareError, advise, check_names, prepare};
+use crate::progress::Counters;
+use crate::render;
+use crate::replay::{Ended, Ledger, LedgerError, ReplayError};
+use crate::report::Report;
+use crate::request::{is_empty, job_name, limits, refuse_later, request_text, selection, target, usage};
+use crate::show::{Show, follow, line};
+use crate::stream::whole_object_max;
+use crate::target::Target;
+use crate::wiring::Replay;
+
+/// From the first signal to the end: the drain takes 5 s at most, then the cursor and the report are written.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// How long the replay waits for what a cluster says of existing topics' settings.
+const ADVICE_WAIT: Duration = Duration::from_secs(1);
+
+/// How often a last cursor is tried while the store is away.
+const LAST_CURSOR_TRIES: u32 = 20;
+const LAST_CURSOR_AGAIN: Duration = Duration::from_millis(500);
+
+/// What will be run.
+struct Chosen {
+    job: String,
+    stored: StoredPlan,
+    limits: Limits,
+}
+
+pub(super) async fn run(args: RunArgs, level: LogLevel) -> Result<Exit, Failure> {
+    let mut config = Config::load(&args.place, args.memory.as_deref())?;
+    let from_file = args.plan.as_deref().map(read_plan).transpose()?;
+    refuse_later(&args.how)?;
+    if let (None, Some(plan)) = (&config.archive, &from_file) {
+        config.archive = Some(tapedeck_storage::store::StoreOptions::at(plan.archive.clone()));
+    }
+    let clock = system_clock();
+    let archive = open_archive(&config).await?;
+    let jobs = Jobs::of(archive.store.clone());
+    let chosen = choose(&args, &config, &archive, &jobs, from_file, clock.as_ref()).await?;
+    if chosen.stored.plan.target == Target::Stdout {
+        return to_stdout(&archive, chosen.stored.plan, ByteBudget::new(config.memory), clock, None).await;
+    }
+    let show = if for_machines(args.json) { Show::Lines } else { Show::Bar };
+    Session { config, archive, jobs, clock, level, show }.run(chosen).await
+}
+
+fn read_plan(file: &Path) -> Result<Plan, Failure> {
+    let text = std::fs::read(file).map_err(|error| usage(format!("cannot read the plan {}: {error}", file.display())))?;
+    let plan: Plan = serde_json::from_slice(&text)
+        .map_err(|error| usage(format!("{} is no plan of this replayer: {error}", file.display())))?;
+    plan.check().map_err(|error| usage(format!("{}: {error}", file.display())))?;
+    Ok(plan)
+}
+
+/// Settles which plan counts: the file's, the stored one of a job that exists, or a new one from the flags.
+async fn choose(
+    args: &RunArgs,
+    config: &Config,
+    archive: &Archive,
+    jobs: &Jobs,
+    from_file: Option<Plan>,
+    clock: &dyn Clock,
+) -> Result<Chosen, Failure> {
+    let asked = limits(&args.how)?;
+    let at = |plan: &Plan| Limits { events: asked.events.or(plan.limits.events), bytes: asked.bytes.or(plan.limits.bytes) };
+    if let Some(plan) = from_file {
+        if !is_empty(&args.which) || args.how.to.is_some() {
+            return Err(usage(
+                "a plan says what goes where: leave out --topic, --from, --until, --partition, --offsets, --key and --to, or the plan",
+            ));
+        }
+        let job = args.job.clone().unwrap_or_else(|| job_of(&plan));
+        return Ok(Chosen { job: job_name(&job)?.to_owned(), limits: at(&plan), stored: StoredPlan { request: None, plan } });
+    }
+    if let Some(job) = &args.job
+        && let Some(stored) = jobs.plan(job_name(job)?).await.map_err(|error| Failure::new(error.kind(), error))?
+    {
+        stored.plan.check().map_err(|error| Failure::new(Exit::Corrupt, format!("the plan of job {job}: {error}")))?;
+        same_request(args, config, job, &stored)?;
+        return Ok(Chosen { job: job.clone(), limits: at(&stored.plan), stored });
+    }
+    if is_empty(&args.which) {
+        return Err(usage(
+            "what is to be replayed? a plan (`replayer plan ... -o plan.json`), or flags such as --topic, or --job of a job that exists",
+        ));
+    }
+    let to = target(&args.how, config.target.as_ref())?;
+    let ask = Ask {
+        selection: selection(&args.which, clock.now())?,
+        target: to.clone(),
+        limits: asked,
+        whole_object_max: whole_object_max(&ByteBudget::new(config.memory)),
+        now: clock.now(),
+    };
+    let plan = make_plan(archive, ask).await.map_err(planner_failed)?;
+    if !args.yes && to != Target::Stdout {
+        print!("{}", render::plan(&plan));
+        return Err(usage(
+            "nothing was published: add --yes to publish this plan, or store it with `replayer plan -o` and run that",
+        ));
+    }
+    let mut rng = chance(clock);
+    let fresh = || format!("rp-{}-{:08x}", day(&plan), rng.u32(..));
+    let job = args.job.clone().unwrap_or_else(fresh);
+    let stored = StoredPlan { request: Some(request_text(&args.which, &to)), plan };
+    Ok(Chosen { job: job_name(&job)?.to_owned(), limits: asked, stored })
+}
+
+/// Flags beside `--job` of a job that exists must be those that it was made with.
+fn same_request(args: &RunArgs, config: &Config, job: &str, stored: &StoredPlan) -> Result<(), Failure> {
+    if is_empty(&args.which) && args.how.to.is_none() {
+        return Ok(());
+    }
+    let to = target(&args.how, config.target.as_ref().or(Some(&stored.plan.target)))?;
+    let ours = request_text(&args.which, &to);
+    if stored.request.as_ref() == Some(&ours) {
+        return Ok(());
+    }
+    let theirs = stored.request.clone().unwrap_or_else(|| format!("a plan file with hash {}", stored.plan.hash));
+    Err(usage(JobError::OtherPlan { job: job.to_owned(), theirs }.to_string()))
+}
+
+fn day(plan: &Plan) -> String {
+    plan.made.unwrap_or_default().to_string()[..10].replace('-', "")
+}
+
+/// The job of a plan file: the same file is the same job.
+fn job_of(plan: &Plan) -> String {
+    format!("rp-{}-{}", day(plan), &plan.hash[..8.min(plan.hash.len())])
+}
+
+/// One run of one job.
+struct Session {
+    config: Config,
+    archive: Archive,
+    jobs: Jobs,
+    clock: Arc<dyn Clock>,
+    level: LogLevel,
+    show: Show,
+}
+
+impl Session {
+    async fn run(self, chosen: Chosen) -> Result<Exit, Failure> {
+        let Chosen { job, stored, limits } = chosen;
+        check_names(&stored.plan, &job).map_err(|error| usage(error.to_string()))?;
+        self.say_start(&job, &stored.plan);
+        let stored = self.jobs.settle_plan(&job, stored, self.clock.as_ref()).await.map_err(job_failed)?;
+        let plan = Arc::new(stored.plan);
+        let Target::Kafka { brokers, .. } = &plan.target else { return Err(usage("this job went to stdout")) };
+        let cluster = self.config.cluster(brokers);
+        let mut rng = chance(self.clock.as_ref());
+        let nonce = fresh_uuid(self.clock.now(), &mut rng).to_string();
+        let (owner, cursor) = match self.jobs.claim(&job, &owner_name(), &nonce, self.clock.as_ref()).await.map_err(job_failed)? {
+            Claim::Ours(owner, cursor) => (owner, cursor),
+            Claim::Completed(cursor) => return Ok(self.say_end(&Report::of(&plan, &cursor), true)),
+        };
+        let ledger = owner.ledger();
+        let counters = Arc::new(Counters::default());
+        let pending = Arc::clone(&counters);
+        let shutdown = shutdown::install(GRACE, move || format!("{} unconfirmed events", pending.now().unconfirmed));
+        let shutdown = shutdown.map_err(|error| Failure::new(Exit::Bug, error))?;
+        let _admin = self.admin(&job, &plan, limits, &counters)?;
+        let prepared = tokio::select! {
+            prepared = self.prepare(&cluster, &plan, &job, ledger.as_ref(), &cursor) => prepared.map(|()| true),
+            () = shutdown.stopping().cancelled() => Ok(false),
+        };
+        let (ended, cursor) = match prepared {
+            Err(error) => (Err(error), cursor),
+            Ok(false) => (Ok(Ended::Stopped), cursor),
+            Ok(true) => {
+                let replay = Replay {
+                    job: job.clone(),
+                    plan: Arc::clone(&plan),
+                    limits,
+                    store: self.archive.store.clone(),
+                    cluster,
+                    ledger: Arc::clone(&ledger),
+                    budget: ByteBudget::new(self.config.memory),
+                    clock: Arc::clone(&self.clock),
+                    rng,
+                    counters: Arc::clone(&counters),
+                    shutdown: shutdown.clone(),
+                };
+                let (ended, cursor) = tokio::select! {
+                    ended = replay.run(cursor) => ended,
+                    () = follow(self.show, job.clone(), plan.totals.events, counters, Arc::clone(&self.clock)) => unreachable!("it follows for ever"),
+                };
+                (ended.map_err(replay_failed), cursor)
+            }
+        };
+        self.finish(&plan, ended, cursor, ledger.as_ref(), &shutdown).await
+    }
+
+    /// Looks after the target's topics, with signs of life while the cluster takes its time.
+    async fn prepare(
+        &self,
+        cluster: &ClusterSettings,
+        plan: &Arc<Plan>,
+        job: &str,
+        ledger: &dyn Ledger,
+        cursor: &Cursor,
+    ) -> Result<(), Failure> {
+        let (settings, planned, name) = (cluster.clone(), Arc::clone(plan), job.to_owned());
+        let mut preparing = tokio::task::spawn_blocking(move || {
+            let cluster = Cluster::open(&settings)?;
+            prepare(&cluster, &planned, &name).map(|(said, existing)| (said, existing, cluster))
+        });
+        let mut cursor = cursor.clone();
+        let said = loop {
+            tokio::select! {
+                said = &mut preparing => break said.map_err(|error| Failure::new(Exit::Bug, error))?,
+                () = self.clock.sleep(Duration::from_secs(1)) => {
+                    cursor.beat += 1;
+                    if let Err(error @ LedgerError::Fenced { .. }) = ledger.save(cursor.clone()).await {
+                        return Err(Failure::new(Exit::TryAgain, error));
+                    }
+                }
+            }
+        };
+        let (said, existing, cluster) = said.map_err(|error: PrepareError| Failure::new(error.kind(), error))?;
+        for text in said {
+            info!(job, "{text}");
+        }
+        self.advise(cluster, existing, job).await;
+        Ok(())
+    }
+
+    /// Warns of what existing topics will do to the events. The replay waits a moment for that, and no longer.
+    async fn advise(&self, cluster: Cluster, existing: Existing, job: &str) {
+        if existing.is_empty() {
+            return;
+        }
+        let (job, now) = (job.to_owned(), self.clock.now());
+        let advising = tokio::task::spawn_blocking(move || {
+            for text in advise(&cluster, &existing, now) {
+                warn!(job, "{text}");
+            }
+        });
+        tokio::select! {
+            _ = advising => {}
+            () = self.clock.sleep(ADVICE_WAIT) => {}
+        }
+    }
+
+    /// Saves how it ended, and says it.
+    async fn finish(
+        &self,
+        plan: &Plan,
+        ended: Result<Ended, Failure>,
+        mut cursor: Cursor,
+        ledger: &dyn Ledger,
+        shutdown: &Shutdown,
+    ) -> Result<Exit, Failure> {
+        let (state, reason) = match &ended {
+            Ok(Ended::Completed) => (State::Completed, None),
+            Ok(Ended::Stopped) => (State::Paused, Some("evicted".to_owned())),
+            // It is somebody else's now: nothing of it is touched.
+            Err(failure) if failure.exit() == Exit::TryAgain => {
+                shutdown.ended();
+                return ended.map(|_| Exit::Done);
+            }
+            Err(failure) => (State::Failed, Some(failure.to_string())),
+        };
+        (cursor.state, cursor.reason) = (state, reason);
+        cursor.beat += 1;
+        let saved = self.save_last(&cursor, ledger).await;
+        let report = Report::of(plan, &cursor);
+        if let Err(error) = self.jobs.save_report(&report).await {
+            warn!(error = %error_text(&error), "the report is not saved; `replayer status` shows the same numbers");
+        }
+        shutdown.ended();
+        saved?;
+        let exit = self.say_end(&report, false);
+        ended.map(|_| exit)
+    }
+
+    async fn save_last(&self, cursor: &Cursor, ledger: &dyn Ledger) -> Result<(), Failure> {
+        let mut tries = 0;
+        loop {
+            let error = match ledger.save(cursor.clone()).await {
+                Ok(()) => return Ok(()),
+                Err(error @ LedgerError::Fenced { .. }) => return Err(Failure::new(Exit::TryAgain, error)),
+                Err(error) => error,
+            };
+            tries += 1;
+            if tries >= LAST_CURSOR_TRIES {
+                return Err(Failure::new(Exit::Unfinished, error));
+            }
+            self.clock.sleep(LAST_CURSOR_AGAIN).await;
+        }
+    }
+
+    fn admin(&self, job: &str, plan: &Plan, limits: Limits, counters: &Arc<Counters>) -> Result<Option<AdminServer>, Failure> {
+        let Some(listen) = &self.config.listen else { return Ok(None) };
+        let registry = metrics::registry(job, plan, limits, counters);
+        let (name, planned, counters) = (job.to_owned(), plan.totals.events, Arc::clone(counters));
+        let status = move || {
+            let now = counters.now();
+            json!({ "job": name, "planned": planned, "confirmed": now.before + now.confirmed, "unconfirmed": now.unconfirmed })
+        };
+        let admin = Admin::new(Heartbeats::new(Arc::clone(&self.clock)))
+            .metrics(Arc::new(registry))
+            .ready(|| Readiness::from([("replay".to_owned(), Component { ready: true, detail: "publishing".to_owned() })]))
+            .status(status)
+            .log_level(self.level.clone());
+        admin.start(listen).map(Some).map_err(|error| Failure::new(error.kind(), error))
+    }
+
+    fn say_start(&self, job: &str, plan: &Plan) {
+        let to = plan.target.describe().replace("{job}", job);
+        match self.show {
+            Show::Lines => line(
+                &json!({ "event": "started", "job": job, "planned": plan.totals.events, "bytes": plan.totals.bytes, "target": to, "plan_hash": plan.hash }),
+            ),
+            Show::Bar => {
+                println!("job {job}: {} events ({}) to {to}", render::count(plan.totals.events), render::bytes(plan.totals.bytes))
+            }
+        }
+    }
+
+    fn say_end(&self, report: &Report, already: bool) -> Exit {
+        match self.show {
+            Show::Lines => line(&json!({ "event": "ended", "already": already, "report": report })),
+            Show::Bar => {
+                println!("{}", render::report(report));
+                match report.result {
+                    State::Completed if already => println!("there is nothing left to do; to replay it again give another --job"),
+                    State::Completed => println!("`replayer verify {}` reads it back and proves it", report.job),
+                    _ => println!("`replayer run --job {}` resumes it", report.job),
+                }
+            }
+        }
+        Exit::Done
+    }
+}
+
+fn job_failed(error: JobError) -> Failure {
+    match error {
+        JobError::OtherPlan { .. } | JobError::Unknown { .. } => usage(error.to_string()),
+        error => Failure::new(error.kind(), error),
+    }
+}
+
+/// A refused event or an absent bus is work that failed and can be resumed; the rest keeps its own code.
+fn replay_failed(error: ReplayError) -> Failure {
+    let exit = match (&error, error.kind().into()) {
+        (ReplayError::Bus(_), Exit::Config | Exit::Unavailable) => Exit::Unfinished,
+        (_, exit) => exit,
+    };
+    Failure::new(exit, error)
+}
+
+fn owner_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{} process {}", host.trim(), std::process::id())
+}

@@ -1,0 +1,213 @@
+//! Asks the archive for what a plan needs: the tables' logs, and the segments at the edges of the selection.
+//!
+//! Promises: reads metadata only, except segments that lie on an edge; those are checked against the log before they are
+//! counted. Never: publish.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use tapedeck_common::commit::GapCause;
+use tapedeck_common::error::ErrorKind;
+use tapedeck_common::{LaneId, Span, Timestamp};
+use tapedeck_storage::archive::Archive;
+use tapedeck_storage::layout;
+use tapedeck_storage::log::TableView;
+use tapedeck_storage::log::view::History;
+use tapedeck_storage::segment::{EventBatch, Scan, SegmentError, SegmentReader, verify_object};
+use tapedeck_storage::store::{Store, StoreError};
+
+use crate::pacer::Limits;
+use crate::plan::{Draft, Plan, PlanError, PlannedSegment};
+use crate::select::Selection;
+use crate::sift::{Found, SegmentCounts, counted, out_of_time_order, sift};
+use crate::target::Target;
+
+/// Segments at the edges that are read at once.
+const EDGES_AT_ONCE: usize = 3;
+
+/// Why a plan could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum PlannerError {
+    /// The archive's store failed, or what lies there is wrong.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A segment at an edge could not be read.
+    #[error(transparent)]
+    Segment(#[from] SegmentError),
+    /// There is nothing to plan.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A topic that the archive does not have.
+    #[error("topic {topic} is not in the archive {archive}; it has: {known}")]
+    UnknownTopic {
+        /// What was asked for.
+        topic: String,
+        /// Where.
+        archive: String,
+        /// What is there.
+        known: String,
+    },
+}
+
+impl PlannerError {
+    /// What to do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Store(error) => error.kind(),
+            Self::Segment(error) => error.kind(),
+            Self::Plan(error) => error.kind(),
+            Self::UnknownTopic { .. } => ErrorKind::Invalid,
+        }
+    }
+
+    /// True if only the command line is to blame.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Plan(_) | Self::UnknownTopic { .. })
+    }
+}
+
+/// What to plan.
+#[derive(Debug, Clone)]
+pub struct Ask {
+    /// Which events.
+    pub selection: Selection,
+    /// Where to.
+    pub target: Target,
+    /// How fast.
+    pub limits: Limits,
+    /// Objects larger than this are read twice.
+    pub whole_object_max: u64,
+    /// Now.
+    pub now: Timestamp,
+}
+
+/// Makes a plan over the archive as it is now.
+pub async fn plan(archive: &Archive, ask: Ask) -> Result<Plan, PlannerError> {
+    let views = views(archive, &ask.selection).await?;
+    let found = views
+        .iter()
+        .flat_map(|view| view.segments.iter().map(|live| Found { table: view.table.clone(), segment: live.segment.clone() }));
+    let sifted = sift(&ask.selection, found);
+    let edges: Vec<(Option<PlannedSegment>, u64)> = futures::stream::iter(sifted.to_read)
+        .map(|edge| count(archive.store.clone(), edge, ask.selection.clone()))
+        .buffer_unordered(EDGES_AT_ONCE)
+        .try_collect()
+        .await?;
+    let out_of_time_order = edges.iter().map(|(_, backwards)| backwards).sum();
+    let mut segments = sifted.whole;
+    segments.extend(edges.into_iter().filter_map(|(segment, _)| segment));
+    let draft = Draft {
+        made: ask.now,
+        archive: archive.store.url.to_string(),
+        tables: views.iter().map(|view| (view.table.clone(), view.version)).collect(),
+        gaps: gaps(&views),
+        selection: ask.selection.clone(),
+        target: ask.target,
+        limits: ask.limits,
+        segments,
+        out_of_time_order,
+        whole_object_max: ask.whole_object_max,
+    };
+    Ok(Plan::build(draft, || nothing(&ask.selection, &views))?)
+}
+
+/// The logs of the tables that hold the topics.
+async fn views(archive: &Archive, selection: &Selection) -> Result<Vec<TableView>, PlannerError> {
+    let homes = archive.topics().await?;
+    if let Some(unknown) = selection.topics.iter().find(|topic| !homes.contains_key(*topic)) {
+        let known =
+            if homes.is_empty() { "nothing yet".to_owned() } else { homes.keys().cloned().collect::<Vec<_>>().join(", ") };
+        return Err(PlannerError::UnknownTopic { topic: unknown.clone(), archive: archive.store.url.to_string(), known });
+    }
+    let wanted: BTreeSet<&String> =
+        homes.iter().filter(|(topic, _)| selection.has_topic(topic)).map(|(_, table)| table).collect();
+    let mut views = Vec::new();
+    for table in archive.tables().await? {
+        if wanted.contains(&table) {
+            // Gaps stand only in the records, so all of them are read.
+            views.push(TableView::load(&archive.store, &table, None, History::Whole).await?);
+        }
+    }
+    Ok(views)
+}
+
+/// The gaps of all lanes that have a topic.
+fn gaps(views: &[TableView]) -> Vec<(String, LaneId, Span, GapCause)> {
+    let mut gaps = Vec::new();
+    for view in views {
+        let topics: BTreeMap<&Arc<str>, &Arc<str>> =
+            view.segments.iter().map(|live| (&live.segment.source, &live.segment.topic)).collect();
+        for gap in &view.gaps {
+            if let Some(topic) = topics.get(&gap.lane.source) {
+                gaps.push((topic.to_string(), gap.lane.clone(), gap.span, gap.cause));
+            }
+        }
+    }
+    gaps
+}
+
+/// Reads a segment at an edge: what it holds of the selection, and how much of that is out of time order.
+async fn count(store: Store, found: Found, selection: Selection) -> Result<(Option<PlannedSegment>, u64), PlannerError> {
+    let key = layout::table_object(&found.table, &found.segment.path);
+    verify_object(store.patient.as_ref(), &key, &found.segment).await?;
+    let reader = SegmentReader::open_vouched(Arc::clone(&store.patient), key, &found.segment).await?;
+    let ends = (Timestamp::from_micros(i64::MIN), Timestamp::from_micros(i64::MAX));
+    let times = (selection.from.unwrap_or(ends.0), selection.until.unwrap_or(ends.1));
+    let timed = selection.from.is_some() || selection.until.is_some();
+    let mut scan = reader.scan(Scan { times: timed.then_some(times), ..Scan::default() });
+    let selection = Arc::new(selection);
+    let mut counts = SegmentCounts::new();
+    while let Some(group) = scan.next_group().await? {
+        let selection = Arc::clone(&selection);
+        let counting = tokio::task::spawn_blocking(move || {
+            for batch in group {
+                add_batch(&mut counts, &batch?, &selection);
+            }
+            Ok::<_, SegmentError>(counts)
+        });
+        counts = counting.await.map_err(|error| StoreError::new(ErrorKind::Bug, format!("counting stopped: {error}")))??;
+    }
+    let backwards = out_of_time_order(&counts);
+    Ok((counted(found, &counts), backwards))
+}
+
+fn add_batch(counts: &mut SegmentCounts, batch: &EventBatch, selection: &Selection) {
+    let key = selection.key_bytes().ok().flatten();
+    let mut headers = Vec::new();
+    for row in 0..batch.len() {
+        let event = batch.row(row);
+        let wanted = selection.has_partition(event.partition) && selection.has_position(event.position);
+        if !wanted || key.as_deref().is_some_and(|key| event.key != Some(key)) {
+            continue;
+        }
+        batch.headers(row, &mut headers);
+        let size = |value: Option<&[u8]>| value.map_or(0, <[u8]>::len);
+        let own: usize = headers.iter().map(|(name, value)| name.len() + size(*value)).sum();
+        let bytes = (own + size(event.key) + size(event.value)) as u64;
+        counts.entry(event.partition).or_default().add(event.position, event.time, bytes);
+    }
+}
+
+/// Why a selection is empty, in words that help to mend it.
+fn nothing(selection: &Selection, views: &[TableView]) -> String {
+    let mut covered: BTreeMap<&str, (Timestamp, Timestamp, u64)> = BTreeMap::new();
+    for live in views.iter().flat_map(|view| &view.segments).filter(|live| selection.has_topic(&live.segment.topic)) {
+        let (earliest, latest) = live.segment.times;
+        let entry = covered.entry(&live.segment.topic).or_insert((earliest, latest, 0));
+        *entry = (entry.0.min(earliest), entry.1.max(latest), entry.2 + live.segment.rows);
+    }
+    if covered.is_empty() {
+        return "the archive holds no events of these topics yet".to_owned();
+    }
+    let time = |time: Option<Timestamp>, else_: &str| time.map_or_else(|| else_.to_owned(), |time| time.to_string());
+    let mut text = format!("no event matches [{}, {})", time(selection.from, "the beginning"), time(selection.until, "the end"));
+    let narrowed = !selection.partitions.is_empty() || selection.offsets.is_some() || selection.key.is_some();
+    text.push_str(if narrowed { " with the partitions, offsets or key that are asked for;" } else { ";" });
+    for (number, (topic, (earliest, latest, events))) in covered.iter().enumerate() {
+        let comma = if number == 0 { "" } else { "," };
+        write!(text, "{comma} topic {topic} has {events} events from {earliest} to {latest}").expect("writing to a string");
+    }
+    text
+}

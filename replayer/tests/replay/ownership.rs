@@ -1,0 +1,116 @@
+//! One job, one worker: leases, takeover, and what a worker that lost its job may still do.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use replayer::cursor::{Cursor, LaneCursor, State};
+use replayer::job::{Claim, JobError, Jobs, Owner, StoredPlan};
+use replayer::replay::LedgerError;
+use replayer::report::Report;
+use replayer::select::Selection;
+use tapedeck_common::{Clock as _, Position};
+
+use crate::kit::{Event, TEN, World};
+
+async fn claim(world: &World, nonce: &str) -> Result<Claim, JobError> {
+    Jobs::of(world.store.clone()).claim("rp-1", nonce, nonce, world.clock.as_ref()).await
+}
+
+fn ours(claim: Result<Claim, JobError>) -> (Owner, Cursor) {
+    match claim.expect("claimed") {
+        Claim::Ours(owner, cursor) => (owner, cursor),
+        Claim::Completed(_) => panic!("it is not complete"),
+    }
+}
+
+fn at(cursor: &Cursor, next: u64, state: State) -> Cursor {
+    let mut cursor = Cursor { state, beat: cursor.beat + 1, ..cursor.clone() };
+    cursor.lanes.insert("s/0".into(), LaneCursor { next: Position::new(next), events: next });
+    cursor
+}
+
+#[tokio::test]
+async fn a_second_starter_is_told_and_the_first_goes_on() {
+    let world = World::new().await;
+    let (owner, mut cursor) = ours(claim(&world, "first").await);
+    let ledger = owner.ledger();
+    let beating = async {
+        loop {
+            cursor = at(&cursor, cursor.beat, State::Running);
+            ledger.save(cursor.clone()).await.expect("it is ours");
+            tokio::task::yield_now().await;
+        }
+    };
+    let second = tokio::select! {
+        second = claim(&world, "second") => second,
+        () = beating => unreachable!("it beats for ever"),
+    };
+    let error = second.expect_err("the first lives");
+    assert!(matches!(error, JobError::Held { lease: 1, .. }), "{error}");
+    assert_eq!(tapedeck_daemon::Exit::from(error.kind()).code(), 75);
+    assert!(error.to_string().contains("is being run by another replayer (first, lease 1)"), "{error}");
+}
+
+#[tokio::test]
+async fn a_silent_owner_is_replaced_and_finds_out() {
+    let world = World::new().await;
+    let (first, cursor) = ours(claim(&world, "first").await);
+    first.ledger().save(at(&cursor, 10, State::Running)).await.expect("it is ours");
+    let before = world.clock.monotonic();
+    let (second, resumed) = ours(claim(&world, "second").await);
+    assert!(world.clock.monotonic() - before >= Duration::from_secs(5), "it watched first");
+    assert_eq!((resumed.lease, resumed.runs, resumed.lanes["s/0"].next.get()), (2, 2, 10));
+    // The first wakes up: it may not move the job back.
+    let late = first.ledger().save(at(&cursor, 11, State::Running)).await;
+    assert!(matches!(late, Err(LedgerError::Fenced { lease: 2, .. })));
+    second.ledger().save(at(&resumed, 30, State::Paused)).await.expect("it is ours");
+    let (_, third) = ours(claim(&world, "third").await);
+    assert_eq!((third.lease, third.lanes["s/0"].next.get()), (3, 30));
+}
+
+#[tokio::test]
+async fn two_starters_of_a_paused_job_cannot_have_the_same_lease() {
+    for _ in 0..20 {
+        let world = World::new().await;
+        let (first, cursor) = ours(claim(&world, "first").await);
+        first.ledger().save(at(&cursor, 10, State::Paused)).await.expect("it is ours");
+        let (a, b) = tokio::join!(claim(&world, "a"), claim(&world, "b"));
+        // The one that comes second finds the other silent after a while, since nothing here beats; never do both go on at once.
+        let leases: Vec<u32> = [a, b].into_iter().flatten().map(|claim| ours(Ok(claim)).1.lease).collect();
+        assert!(matches!(leases.as_slice(), [2] | [2, 3] | [3, 2]), "{leases:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_completed_job_is_not_run_again() {
+    let world = World::new().await;
+    let (owner, cursor) = ours(claim(&world, "first").await);
+    owner.ledger().save(at(&cursor, 10, State::Completed)).await.expect("it is ours");
+    assert!(matches!(claim(&world, "second").await, Ok(Claim::Completed(_))));
+}
+
+#[tokio::test]
+async fn a_job_keeps_its_plan() {
+    let mut world = World::new().await;
+    world.commit(&[Event::plain(0, 0, TEN), Event::plain(0, 1, TEN)], 8).await;
+    let jobs = Jobs::of(world.store.clone());
+    let plan = world.plan(Selection::default()).await.expect("plan");
+    let other = world
+        .plan(Selection { offsets: Some((Position::new(0), Position::new(1))), ..Selection::default() })
+        .await
+        .expect("plan");
+    let stored = |plan: &replayer::plan::Plan, request: &str| StoredPlan { request: Some(request.into()), plan: plan.clone() };
+    jobs.settle_plan("rp-1", stored(&plan, "--topic orders"), world.clock.as_ref()).await.expect("new");
+    // The same flags resume it, though times that are relative to now have moved on.
+    let again = jobs.settle_plan("rp-1", stored(&other, "--topic orders"), world.clock.as_ref()).await.expect("the same");
+    assert_eq!(again.plan.hash, plan.hash);
+    let error = jobs.settle_plan("rp-1", stored(&other, "--offsets 0..1"), world.clock.as_ref()).await.expect_err("another");
+    assert!(error.to_string().contains("exists with another plan (--topic orders)"), "{error}");
+    assert_eq!(jobs.list().await.expect("memory"), ["rp-1"]);
+    let cursor = Cursor { state: State::Paused, ..Cursor::start("rp-1", world.clock.now()) };
+    let report = Report::of(&plan, &cursor);
+    jobs.save_report(&report).await.expect("memory");
+    assert_eq!(jobs.report("rp-1").await.expect("memory"), Some(report));
+    let newest = Arc::new(jobs.newest("rp-1").await.expect("memory"));
+    assert!(newest.is_none(), "nobody has begun");
+}

