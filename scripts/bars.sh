@@ -10,7 +10,7 @@ export TAPEDECK_PYTHON=$cache/venv-test/bin/python TAPEDECK_SPARK_JARS=$cache/sp
 export PATH=$PATH:$cache/venv-go/bin
 export TAPEDECK_KILLS=100 TAPEDECK_EVENTS=2000000 TAPEDECK_EXACT_EVENTS=2000000 TAPEDECK_AWAY_SECONDS=180
 code=0
-cargo test -p replayer --release --locked --no-fail-fast --test real -- --ignored --nocapture --test-threads=1 "$@" || code=$?
-cargo test -p archiver --release --locked --no-fail-fast --test crash --test exactness --test memory --test store_away \
+cargo test --workspace --release --locked --no-fail-fast --test real -- --ignored --nocapture --test-threads=1 "$@" || code=$?
+cargo test --workspace --release --locked --no-fail-fast --test crash --test exactness --test memory --test store_away \
   -- --nocapture --test-threads=1 "$@" || code=$?
 exit $code

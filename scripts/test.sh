@@ -52,6 +52,8 @@ advisories() {
 }
 
 export TAPEDECK_PYTHON=$cache/venv-test/bin/python TAPEDECK_SPARK_JARS=$cache/spark-jars SPARK_LOCAL_IP=127.0.0.1
+# An error shows its text, not the way it took through the test.
+export RUST_LIB_BACKTRACE=0
 export PATH=$PATH:$cache/venv-go/bin
 
 say "what the tests need"

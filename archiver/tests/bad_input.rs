@@ -151,3 +151,28 @@ fn damage_is_found_named_and_never_built_upon() -> Result<()> {
     assert_eq!(newest(&site.file("archive"), ".json"), Some(record), "nothing is built upon a damaged record");
     Ok(())
 }
+
+#[test]
+fn two_archives_that_share_a_group_are_warned_of() -> Result<()> {
+    let kafka = shared_kafka().bootstrap();
+    Admin::new(&kafka)?.create_topic("shared-group", 1, &[])?;
+    let loader = Loader::new(&kafka, &[])?;
+    for event in Generator::new(Workload::C, 5, 100).events() {
+        loader.send("shared-group", None, &event)?;
+    }
+    loader.finish()?;
+    let words = "was used by another archive";
+    for first in [true, false] {
+        let site = Site::on_disk()?.source("main", &kafka, "shared-group", &["shared-group"], "");
+        let mut archiver = site.archiver()?;
+        if first {
+            site.wait_for_rows("shared-group", 100)?;
+            assert!(!archiver.stderr().contains(words));
+        } else {
+            archiver.wait_for_text(words, PATIENCE)?;
+        }
+        archiver.terminate()?;
+        assert_eq!(archiver.wait(PATIENCE)?.code, Some(0));
+    }
+    Ok(())
+}

@@ -1,5 +1,6 @@
 //! kill -9 at any moment, with two replicas and producing going on: nothing is lost, nothing is doubled.
-//! `TAPEDECK_KILLS` sets how many kills; each lands in one of four stages, read afterwards from the dead process's last words.
+//! `TAPEDECK_KILLS` sets how many kills. They go round the four stages of a batch; the store is reached over a link with latency,
+//! so that each stage lasts, and the dead process's last words say in which one it was.
 
 #![allow(clippy::disallowed_methods, reason = "real servers live in real time; the seed is printed")]
 
@@ -11,7 +12,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use support::{PATIENCE, Site, number};
-use tapedeck_testbed::{Admin, Generator, Loader, Running, Truth, Workload, shared_kafka, shared_s3};
+use tapedeck_testbed::{Admin, Generator, Loader, Running, SlowLink, Truth, Workload, shared_kafka, shared_s3};
+
+/// To the store and again from there.
+const LATENCY: Duration = Duration::from_millis(100);
 
 /// The stages of a batch, and the words with which each begins.
 const STAGES: [(&str, &str); 4] = [
@@ -32,11 +36,11 @@ fn kill_in(mut victim: Running, words: &str, chance: &mut fastrand::Rng) -> Resu
     let seen = victim.stderr().matches(words).count();
     let limit = Duration::from_secs(40);
     tapedeck_testbed::wait_until(words, limit, || {
-        anyhow::ensure!(!victim.has_ended()?, "ended by itself: {}", victim.stderr());
+        victim.must_run()?;
         Ok(victim.stderr().matches(words).count() > seen)
     })?;
     // Somewhere within the stage, not always at its very beginning.
-    std::thread::sleep(Duration::from_micros(chance.u64(0..3_000)));
+    std::thread::sleep(LATENCY.mul_f64(chance.f64() * 1.5));
     Ok(stage_of(&victim.kill9()?.stderr))
 }
 
@@ -69,7 +73,8 @@ fn kills_at_every_stage_lose_and_double_nothing() -> Result<()> {
         &["crash"],
         "client: { session.timeout.ms: '6000', heartbeat.interval.ms: '1000' }",
     );
-    site.settings = site.settings.replace("2s", "500ms");
+    let link = SlowLink::to(shared_s3().address(), LATENCY)?;
+    site.daemon_endpoint = Some(format!("http://{}", link.address()));
     let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
     let mut stages: BTreeMap<&str, usize> = BTreeMap::new();
     std::thread::scope(|scope| -> Result<()> {

@@ -25,6 +25,8 @@ pub struct Site {
     /// The same archive as files.
     files: String,
     sources: String,
+    /// Where the daemon reaches the store, if not where everybody else does.
+    pub daemon_endpoint: Option<String>,
     /// Lines of the configuration beside `archive` and `sources`.
     pub settings: String,
 }
@@ -35,7 +37,7 @@ impl Site {
         let folder = tempfile::tempdir()?;
         let options = StoreOptions::at(format!("file://{}/archive", folder.path().display()));
         let files = options.url.clone();
-        Ok(Self { folder, options, files, sources: String::new(), settings: settings("2s") })
+        Ok(Self { folder, options, files, sources: String::new(), daemon_endpoint: None, settings: settings("2s") })
     }
 
     /// An archive in a bucket of a real S3 server.
@@ -72,7 +74,8 @@ impl Site {
 
     /// Writes the configuration and names it.
     pub fn config(&self) -> Result<PathBuf> {
-        let endpoint = self.options.endpoint.as_ref().map(|endpoint| format!(", endpoint: '{endpoint}'")).unwrap_or_default();
+        let endpoint = self.daemon_endpoint.as_ref().or(self.options.endpoint.as_ref());
+        let endpoint = endpoint.map(|endpoint| format!(", endpoint: '{endpoint}'")).unwrap_or_default();
         let archive =
             format!("archive: {{ url: '{}'{endpoint} }}\nsources:\n{}{}", self.options.url, self.sources, self.settings);
         let path = self.file("archiver.yaml");

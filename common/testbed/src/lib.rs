@@ -21,6 +21,7 @@ pub mod program;
 pub mod read;
 pub mod s3_server;
 mod scripted;
+pub mod slow_link;
 mod wait;
 
 pub use admin::Admin;
@@ -32,4 +33,5 @@ pub use produce::{Loader, Transactions};
 pub use program::{Ended, Program, Running};
 pub use read::{Isolation, Received, read_all, read_each};
 pub use s3_server::{S3Server, shared_s3};
+pub use slow_link::SlowLink;
 pub use wait::wait_until;

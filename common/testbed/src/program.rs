@@ -141,6 +141,15 @@ impl Running {
         Ok(self.child.try_wait()?.is_some())
     }
 
+    /// An error that shows how it ended and what it said last, unless it still runs.
+    pub fn must_run(&mut self) -> Result<()> {
+        self.sample();
+        match self.child.try_wait()? {
+            None => Ok(()),
+            Some(status) => bail!("ended by itself, {status}; it said last:\n{}", tail(&self.stderr())),
+        }
+    }
+
     /// Waits for its end; past `limit` it is killed, and that is an error that shows what it said last.
     pub fn wait(mut self, limit: Duration) -> Result<Ended> {
         let deadline = Instant::now() + limit;
@@ -260,6 +269,9 @@ mod tests {
 
     #[test]
     fn output_and_exit_code_are_kept() {
+        let mut asleep = shell("echo awake >&2; read -r _").start().expect("start");
+        let error = wait_until("its end", SOON, || asleep.must_run().map(|()| false)).expect_err("its input has ended");
+        assert!(error.to_string().contains("exit status: 1") && error.to_string().contains("awake"), "{error:#}");
         let ended = shell("echo out; echo err >&2; exit 78").run(SOON).expect("it ends");
         assert_eq!(ended.code, Some(78));
         assert_eq!(ended.stdout, "out\n");

@@ -3,6 +3,7 @@
 //! It checks signatures and keeps conditional writes. A bucket is a folder and an object is a file, so a test can look at and
 //! spoil what the store holds. The data survives `stop` and `kill9` until the value is dropped.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
@@ -37,6 +38,11 @@ impl S3Server {
     /// The address, `http://127.0.0.1:port`; buckets by path, not by host name.
     pub fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.server.port())
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.server.port()))
     }
 
     /// Makes an empty bucket.
