@@ -223,9 +223,9 @@ impl Batcher {
         self.lanes.get(lane).map(|state| state.next)
     }
 
-    /// True if the lane has been read to where the bus ends, control records included.
-    pub fn is_idle(&self, lane: &LaneId) -> bool {
-        self.lanes.get(lane).is_some_and(|state| state.idle.is_some_and(|idle| idle >= state.next))
+    /// The position up to which the lane was looked at: past the last event if nothing but control records came after it.
+    pub fn seen_to(&self, lane: &LaneId) -> Option<Position> {
+        self.lanes.get(lane).map(|state| state.idle.map_or(state.next, |idle| idle.max(state.next)))
     }
 
     /// The batch that is being collected.

@@ -30,6 +30,9 @@ use crate::upload::Segments;
 /// How often ages, memory and gauges are looked at while the bus is quiet.
 const TICK: Duration = Duration::from_millis(100);
 
+/// With many lanes their picture is drawn less often: each adds this much to the time between two.
+const STATUS_PER_LANE: Duration = Duration::from_micros(100);
+
 /// Where tables come from: opens the log of a topic's table, made if need be. Waits out an absent store.
 #[async_trait::async_trait]
 pub trait Tables: Send + Sync {
@@ -99,7 +102,9 @@ pub struct Pipeline {
     background: JoinSet<Done>,
     /// Grows with each assignment of a lane, so that late answers about an earlier one are told apart.
     assignments: u64,
+    joined: bool,
     next_tick: Duration,
+    next_status: Duration,
 }
 
 /// A lane that the bus gave us.
@@ -155,6 +160,7 @@ impl Pipeline {
     ) -> Self {
         Self {
             next_tick: shared.clock.monotonic(),
+            next_status: shared.clock.monotonic(),
             shared,
             consumer,
             metrics,
@@ -164,6 +170,7 @@ impl Pipeline {
             lanes: BTreeMap::new(),
             background: JoinSet::new(),
             assignments: 0,
+            joined: false,
         }
     }
 
@@ -219,6 +226,13 @@ impl Pipeline {
                 for (lane, position) in lanes {
                     if let Some(table) = self.table_of_lane(&lane) {
                         table.batcher.note_idle(&lane, position);
+                    }
+                }
+            }
+            Incoming::Ends(lanes, asked) => {
+                for (lane, end) in lanes {
+                    if let Some(table) = self.table_of_lane(&lane) {
+                        table.note_end(&lane, end, asked);
                     }
                 }
             }
@@ -278,7 +292,10 @@ impl Pipeline {
             table.feed(&self.shared.segments, &self.shared.budget);
         }
         self.relieve();
-        self.publish_status();
+        if now >= self.next_status {
+            self.next_status = now + STATUS_PER_LANE * self.lanes.len() as u32;
+            self.publish_status();
+        }
     }
 
     /// Makes room while memory is short. Each step either shrinks what is held or ends the loop.
@@ -321,7 +338,10 @@ impl Pipeline {
     }
 
     fn assigned(&mut self, lanes: Vec<AssignedLane>) {
-        info!(lanes = lanes.len(), "assigned, looking up the log");
+        if !lanes.is_empty() || !self.joined {
+            info!(lanes = lanes.len(), "assigned, looking up the log");
+        }
+        self.joined = true;
         let ids: Vec<_> = lanes.iter().map(|lane| lane.lane.clone()).collect();
         for AssignedLane { lane, topic } in lanes {
             self.assignments += 1;
@@ -531,25 +551,24 @@ impl Pipeline {
         self.metrics.stage("acknowledge", self.shared.clock.monotonic().saturating_sub(began));
         debug!(table = %name, "acknowledged");
         if let Some(table) = self.tables.get_mut(name) {
-            table.note_committed(receipt, batch);
+            table.note_committed(receipt);
         }
     }
 
     fn publish_status(&mut self) {
-        let now = self.shared.clock.now();
         let mut lanes = Vec::with_capacity(self.lanes.len());
         for (lane, owned) in &self.lanes {
             let table = self.tables.get_mut(&self.shared.tables.table_of(&owned.topic));
             let mut status = LaneStatus::new(lane, &owned.topic, owned.halted, self.consumer.bounds(lane));
             if let Some(table) = table {
-                table.describe(lane, now, &mut status);
+                table.describe(lane, &mut status);
             }
             lanes.push(status);
         }
         let buffered_events = self.tables.values().map(Table::buffered_events).sum();
         let oldest = self.tables.values().filter_map(Table::oldest_unarchived).min();
         let storing = self.tables.values().any(Table::is_storing);
-        let status = SourceStatus { lanes, buffered_events, oldest_unarchived: oldest, storing };
+        let status = SourceStatus { joined: self.joined, lanes, buffered_events, oldest_unarchived: oldest, storing };
         self.metrics.observe(&status, self.shared.budget.used());
         self.status.send_replace(status);
     }

@@ -17,7 +17,7 @@ pub struct LaneStatus {
     pub halted: bool,
     /// The position after everything that was taken in.
     pub next: Option<Position>,
-    /// The position after everything that is in the log, as far as this process knows.
+    /// The position up to which nothing is missing in the archive, as far as this process knows.
     pub committed: Option<Position>,
     /// The first position that the bus still has.
     pub bus_begin: Option<Position>,
@@ -53,6 +53,8 @@ impl LaneStatus {
 /// One source.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct SourceStatus {
+    /// True once the bus has said which lanes are ours, none perhaps.
+    pub joined: bool,
     /// Its lanes that are ours.
     pub lanes: Vec<LaneStatus>,
     /// Events that are taken in and not yet in the log.
@@ -65,9 +67,9 @@ pub struct SourceStatus {
 }
 
 impl SourceStatus {
-    /// True once every lane that is ours is read or was halted on purpose.
+    /// True once the bus has given us our share, and every lane of it is read or was halted on purpose.
     pub fn is_ready(&self) -> bool {
-        self.lanes.iter().all(|lane| lane.reading || lane.halted)
+        self.joined && self.lanes.iter().all(|lane| lane.reading || lane.halted)
     }
 }
 

@@ -21,6 +21,7 @@ use crate::pipeline::Shared;
 use crate::seal::{SealPolicy, SealReason, TableLoad};
 use crate::status::LaneStatus;
 use crate::upload::{OpenSegment, Segments, UploadError};
+use crate::watermark::Watermark;
 
 /// A table log that pipelines of one process share: the lock is what keeps commits of a table one at a time.
 pub type SharedLog = Arc<Mutex<Box<dyn CommitLog>>>;
@@ -88,7 +89,7 @@ pub struct Table {
     seal_wanted: Option<SealReason>,
     storing: Option<StoredBatch>,
     committed: BTreeMap<LaneId, Position>,
-    watermarks: BTreeMap<LaneId, Timestamp>,
+    watermarks: BTreeMap<LaneId, Watermark>,
 }
 
 impl Table {
@@ -232,11 +233,9 @@ impl Table {
     }
 
     /// Remembers how far the lanes are committed.
-    pub fn note_committed(&mut self, receipt: &Receipt, stored: &StoredBatch) {
+    pub fn note_committed(&mut self, receipt: &Receipt) {
         for (lane, span) in receipt.spans().iter() {
             self.committed.insert(lane.clone(), span.until());
-            let mark = self.watermarks.entry(lane.clone()).or_insert(stored.oldest);
-            *mark = stored.oldest.max(*mark);
         }
     }
 
@@ -261,18 +260,23 @@ impl Table {
         self.batcher.open().and_then(|open| open.oldest).into_iter().chain(storing).min()
     }
 
-    /// Adds what is known of a lane to its status. A lane that is idle and holds nothing back is archived up to this moment.
-    pub fn describe(&mut self, lane: &LaneId, now: Timestamp, status: &mut LaneStatus) {
+    /// Asked at that moment, the bus ended here for a lane.
+    pub fn note_end(&mut self, lane: &LaneId, end: Position, asked: Timestamp) {
+        self.watermarks.entry(lane.clone()).or_default().bus_ended(end, asked);
+    }
+
+    /// Adds what is known of a lane to its status.
+    pub fn describe(&mut self, lane: &LaneId, status: &mut LaneStatus) {
         let holds = self.batcher.open().is_some_and(|open| open.touches(lane))
             || self.storing.as_ref().is_some_and(|storing| storing.lanes.contains(lane));
-        let behind = status.bus_end.is_some_and(|end| self.batcher.next(lane).is_some_and(|next| next < end));
-        if self.batcher.is_idle(lane) && !holds && !behind {
-            self.watermarks.insert(lane.clone(), now);
-        }
         status.reading = self.batcher.reads(lane);
         status.next = self.batcher.next(lane);
-        status.committed = self.committed.get(lane).copied().or(if holds { None } else { status.next });
-        status.watermark = self.watermarks.get(lane).copied();
+        // Behind the last event there may be positions that hold none; they need no record.
+        status.committed = if holds { self.committed.get(lane).copied() } else { self.batcher.seen_to(lane) };
+        if let Some(mark) = self.watermarks.get_mut(lane) {
+            status.committed.into_iter().for_each(|until| mark.archived(until));
+            status.watermark = mark.get();
+        }
     }
 }
 

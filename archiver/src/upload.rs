@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tapedeck_common::budget::{ByteBudget, BytePermit};
 use tapedeck_common::clock::Clock;
@@ -26,6 +27,9 @@ const CHUNKS_WAITING: usize = 1;
 
 /// Below this a row group is not worth its own statistics.
 const ROW_GROUP_BYTES_MIN: usize = 1 << 20;
+
+/// A segment that gets nothing for so long packs its open pages, so that quiet hours cost little memory.
+const QUIET_AFTER: Duration = Duration::from_secs(5);
 
 /// A failure that trying again inside did not cure.
 #[derive(Debug, thiserror::Error)]
@@ -99,10 +103,10 @@ impl Segments {
             gauge: Arc::clone(&gauge),
             writer: Some(writer),
             upload,
-            path,
+            path: path.clone(),
             _counted: counted,
         };
-        OpenSegment { chunks: Some(chunks), gauge, work: AbortOnDropHandle::new(tokio::spawn(worker.run(inbox))) }
+        OpenSegment { path, chunks: Some(chunks), gauge, work: AbortOnDropHandle::new(tokio::spawn(worker.run(inbox))) }
     }
 }
 
@@ -125,6 +129,7 @@ struct Gauge {
 /// A segment that is being written. Dropping it abandons it.
 #[derive(Debug)]
 pub struct OpenSegment {
+    path: String,
     chunks: Option<mpsc::Sender<Chunk>>,
     gauge: Arc<Gauge>,
     work: AbortOnDropHandle<Result<Option<SegmentRef>, UploadError>>,
@@ -171,7 +176,7 @@ impl OpenSegment {
         match self.work.await {
             Ok(answer) => answer,
             Err(stopped) if stopped.is_panic() => std::panic::resume_unwind(stopped.into_panic()),
-            Err(_) => Err(UploadError::Stopped { path: String::new() }),
+            Err(_) => Err(UploadError::Stopped { path: self.path }),
         }
     }
 }
@@ -197,7 +202,7 @@ impl Worker {
 
     async fn work(&mut self, mut inbox: mpsc::Receiver<Chunk>) -> Result<Option<SegmentRef>, UploadError> {
         let mut rows = false;
-        while let Some(chunk) = inbox.recv().await {
+        while let Some(chunk) = self.next(&mut inbox).await? {
             rows = true;
             self.encode(chunk).await?;
             let parts = self.writer().take_parts(PART_BYTES);
@@ -223,8 +228,27 @@ impl Worker {
         Ok(Some(segment))
     }
 
+    /// Waits for the next chunk; a wait that gets long is used to pack what is held.
+    async fn next(&mut self, inbox: &mut mpsc::Receiver<Chunk>) -> Result<Option<Chunk>, UploadError> {
+        let clock = Arc::clone(&self.inner.clock);
+        tokio::select! {
+            biased;
+            chunk = inbox.recv() => return Ok(chunk),
+            () = clock.sleep(QUIET_AFTER) => {}
+        }
+        let mut writer = self.writer.take().expect("the writer is back between chunks");
+        let packed = self.blocking(move || {
+            writer.shrink();
+            writer
+        });
+        self.writer = Some(packed.await?);
+        self.account();
+        Ok(inbox.recv().await)
+    }
+
     async fn encode(&mut self, chunk: Chunk) -> Result<(), UploadError> {
         let Chunk { blocks, permit } = chunk;
+        // Rows of an open group are held packed: a group of the whole share takes a quarter of it or less, unless nothing packs.
         let open = self.inner.open.load(Ordering::Relaxed).max(1);
         let row_group_bytes = (self.inner.budget.capacity() / open).clamp(ROW_GROUP_BYTES_MIN, ROW_GROUP_BYTES);
         let mut writer = self.writer.take().expect("the writer is back between chunks");

@@ -15,6 +15,7 @@ use tapedeck_daemon::admin::{Admin, AdminServer, Component, Heartbeats, Readines
 use tapedeck_daemon::shutdown::{self, Shutdown};
 use tapedeck_daemon::telemetry::LogLevel;
 use tapedeck_daemon::{Exit, Failure, SystemClock};
+use tapedeck_kafka::config::KafkaSettings;
 use tapedeck_kafka::consumer::KafkaConsumer;
 use tapedeck_storage::archive::{Archive, TABLE_PER_TOPIC};
 use tapedeck_storage::probe::probe;
@@ -186,7 +187,15 @@ impl Archiver {
         );
         let tables =
             OpenTables::new(archive.clone(), writer_name(), Arc::clone(&self.clock), metrics.log_observer(), self.chance.fork());
-        SharedParts { budget, pool, segments: Arc::new(segments), tables: Arc::new(tables), seal_now: self.seal_orders() }
+        let archive_id = archive.config.id.clone();
+        SharedParts {
+            archive_id,
+            budget,
+            pool,
+            segments: Arc::new(segments),
+            tables: Arc::new(tables),
+            seal_now: self.seal_orders(),
+        }
     }
 
     /// Orders to seal, from signals and from the admin endpoint, as one counter.
@@ -222,7 +231,7 @@ impl Archiver {
         let picture = Arc::new(self.pictures.add(&source.name));
         let heartbeat = heartbeats.register(format!("pipeline {}", source.name), SILENCE_MAX);
         let pulse: Arc<dyn Fn() + Send + Sync> = Arc::new(move || heartbeat.tick());
-        let settings = source.kafka;
+        let settings = KafkaSettings { mark: parts.archive_id.clone(), ..source.kafka };
         let build = async move || {
             let consumer =
                 KafkaConsumer::start(settings.clone(), &shared.budget, Arc::clone(&shared.pool), Arc::clone(&shared.clock))?;
@@ -234,6 +243,7 @@ impl Archiver {
 }
 
 struct SharedParts {
+    archive_id: String,
     budget: ByteBudget,
     pool: Arc<ColumnsPool>,
     segments: Arc<Segments>,

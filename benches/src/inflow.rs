@@ -56,6 +56,7 @@ pub fn consume(broker: &Broker, pool: &Arc<ColumnsPool>, events: u64, take: impl
         topics: vec![TopicSelector::parse(&broker.topic).map_err(|error| anyhow!("{error}"))?],
         start: Start::Earliest,
         replayed: Replayed::Skip,
+        mark: String::new(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let spent = runtime.block_on(async {
@@ -88,7 +89,7 @@ async fn read(consumer: &mut KafkaConsumer, events: u64, mut take: impl FnMut(St
                     take(Step::Run(run));
                 }
             }
-            Incoming::Idle(_) => {}
+            Incoming::Idle(_) | Incoming::Ends(..) => {}
             other => return Err(anyhow!("nobody else is in the group, yet: {other:?}")),
         }
     }

@@ -86,7 +86,8 @@ impl RevokeGuard {
 pub enum Incoming {
     /// Events.
     Deliveries(Vec<Deliveries>),
-    /// These lanes are ours from now on. Look up their positions, then [`Consumer::resume`] them.
+    /// These lanes are ours from now on, beside those that were before. Look up their positions, then [`Consumer::resume`] them.
+    /// None at all tells a member that the bus knows it, and has nothing for it now.
     Assigned(Vec<AssignedLane>),
     /// These lanes are to be given up: commit what is held of them, then drop the guard.
     Revoking(Vec<LaneId>, RevokeGuard),
@@ -94,6 +95,8 @@ pub enum Incoming {
     Lost(Vec<LaneId>),
     /// These lanes have nothing more to read: their next position, where the bus ends at this moment.
     Idle(Vec<(LaneId, Position)>),
+    /// Asked at this moment, the bus ended at these positions. Told every few seconds of all lanes, as long as the bus answers.
+    Ends(Vec<(LaneId, Position)>, Timestamp),
 }
 
 /// Where a lane can go on, once the log has been asked.

@@ -186,7 +186,7 @@ fn kafka_settings(path: &str, raw: RawKafka, replayed: RawReplayed, now: Timesta
         RawReplayed::Archive => Replayed::Archive,
     };
     let cluster = ClusterSettings { brokers: raw.brokers, client: raw.client };
-    let settings = KafkaSettings { cluster, group: raw.group, topics, start, replayed };
+    let settings = KafkaSettings { cluster, group: raw.group, topics, start, replayed, mark: String::new() };
     settings.check().map_err(named)?;
     Ok(settings)
 }

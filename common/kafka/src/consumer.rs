@@ -26,7 +26,7 @@ use tracing::{debug, warn};
 use crate::config::{KafkaSettings, SettingsError, TopicSelector};
 use crate::counters::KafkaCounters;
 use crate::desk::{Ask, Desk};
-use crate::ffi::{ReadQueue, cached_watermarks};
+use crate::ffi::ReadQueue;
 use crate::group::GroupContext;
 use crate::lanes::{Lanes, Ours, look_into};
 use crate::poll_thread::{Alarm, Command, Parts, Passed, PollThread, ToPollThread};
@@ -60,6 +60,7 @@ pub struct KafkaConsumer {
     pool: Arc<ColumnsPool>,
     clock: Arc<dyn Clock>,
     counters: Arc<KafkaCounters>,
+    mark: String,
 }
 
 impl KafkaConsumer {
@@ -120,7 +121,8 @@ impl KafkaConsumer {
         spawn("kafka-desk", || desk.run())?;
         spawn("kafka-poll", || PollThread::new(parts).run())?;
         let lanes = BTreeMap::new();
-        Ok(Self { consumer, incoming, poll_thread, asks: asks_in, lanes, generations: 0, ours, pool, clock, counters })
+        let mark = settings.mark;
+        Ok(Self { consumer, incoming, poll_thread, asks: asks_in, lanes, generations: 0, ours, pool, clock, counters, mark })
     }
 
     /// What this consumer counts about itself.
@@ -156,6 +158,10 @@ impl KafkaConsumer {
                     return Ok(None);
                 }
                 Incoming::Idle(current)
+            }
+            Passed::Ends(mut lanes, asked) => {
+                lanes.retain(|(lane, _)| self.lanes.contains_key(lane));
+                Incoming::Ends(lanes, asked)
             }
             Passed::Assigned(lanes) => {
                 for assigned in &lanes {
@@ -244,9 +250,10 @@ impl Consumer for KafkaConsumer {
         let mut list = TopicPartitionList::new();
         let held = look_into(&self.ours).held.clone();
         for (lane, span) in receipt.spans().iter().filter(|(lane, _)| held.contains(*lane)) {
-            if let Some(known) = self.lanes.get(lane)
-                && let Err(error) = list.add_partition_offset(&known.topic, lane.partition, Offset::Offset(span.until().as_i64()))
-            {
+            let Some(known) = self.lanes.get(lane) else { continue };
+            let mut element = list.add_partition(&known.topic, lane.partition);
+            element.set_metadata(&self.mark);
+            if let Err(error) = element.set_offset(Offset::Offset(span.until().as_i64())) {
                 warn!(%lane, %error, "a position that the client does not take");
             }
         }
@@ -258,11 +265,7 @@ impl Consumer for KafkaConsumer {
     }
 
     fn bounds(&self, lane: &LaneId) -> Option<Span> {
-        let known = self.lanes.get(lane)?;
-        let (low, high) = cached_watermarks(self.consumer.client(), &known.topic, lane.partition)?;
-        // The client learns the log's start only some seconds after it began to read.
-        let low = Position::from_i64(low).or_else(|| look_into(&self.ours).log_starts.get(lane).copied())?;
-        Span::new(low, Position::from_i64(high)?.max(low)).ok()
+        look_into(&self.ours).bounds.get(lane).copied()
     }
 
     async fn close(self: Box<Self>) {

@@ -20,10 +20,10 @@ use tapedeck_common::commit::GapCause;
 use tapedeck_common::error::ErrorKind;
 use tapedeck_common::position::{LaneId, Position, Span};
 use tokio::sync::oneshot;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::config::{KafkaSettings, Start, TopicSelector};
-use crate::ffi::describe_topics;
+use crate::ffi::{LogEnd, PartitionOffset, committed_metadata, describe_topics, list_offsets};
 use crate::group::GroupContext;
 use crate::lanes::{Ours, look_into, source_name};
 use crate::poll_thread::{Command, ToPollThread};
@@ -32,6 +32,11 @@ use crate::poll_thread::{Command, ToPollThread};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A position beyond the end is asked for once more after this: a new leader may not know its end yet.
 const SECOND_LOOK: Duration = Duration::from_secs(1);
+
+/// How often it is asked where the log ends, unless the answers take long.
+const LOOK_AT_ENDS_EVERY: Duration = Duration::from_secs(2);
+/// How long that may take. A partition without a leader uses it up; the others are answered all the same.
+const ENDS_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Answers to a request to locate lanes.
 pub(crate) type LocateReply = oneshot::Sender<Result<Vec<(LaneId, Located)>, BusError>>;
@@ -82,15 +87,23 @@ impl Desk {
         let mut jobs: Vec<Job> = Vec::new();
         let has_patterns = self.settings.topics.iter().any(|selector| matches!(selector, TopicSelector::Pattern(_)));
         let mut next_survey = self.clock.monotonic();
+        let mut next_ends = self.clock.monotonic();
+        let mut warned = false;
         loop {
             let now = self.clock.monotonic();
             if has_patterns && now >= next_survey {
                 next_survey = now + self.survey();
             }
+            if now >= next_ends {
+                self.look_at_ends();
+                let took = self.clock.monotonic().saturating_sub(now);
+                next_ends = self.clock.monotonic() + (took * 4).max(LOOK_AT_ENDS_EVERY);
+            }
             let due = jobs.iter().map(|job| job.due).chain(has_patterns.then_some(next_survey)).min();
-            let wait = due.map_or(SECOND_LOOK, |due| due.saturating_sub(self.clock.monotonic()));
-            match self.asks.recv_timeout(wait) {
+            let due = due.map_or(next_ends, |due| due.min(next_ends));
+            match self.asks.recv_timeout(due.saturating_sub(self.clock.monotonic())) {
                 Ok(Ask::Locate(open, reply)) => {
+                    warned = warned || self.warn_of_other_archives(&open);
                     let backoff = Backoff::new(Duration::from_millis(250), PATIENCE);
                     jobs.push(Job { open, done: Vec::new(), doubted: BTreeSet::new(), reply, backoff, due: now });
                 }
@@ -116,6 +129,65 @@ impl Desk {
                 Duration::from_secs(1)
             }
         }
+    }
+
+    /// Two archives that read by one group take each other's lanes at each rebalance, and both fall behind without a word.
+    /// The offsets that the other one acknowledged carry its id. True if there was something to warn of.
+    fn warn_of_other_archives(&self, lanes: &[ToLocate]) -> bool {
+        if self.settings.mark.is_empty() {
+            return false;
+        }
+        let mut list = TopicPartitionList::new();
+        for lane in lanes {
+            list.add_partition(&lane.topic, lane.lane.partition);
+        }
+        let marks = match self.consumer.committed_offsets(list, ENDS_PATIENCE) {
+            Ok(committed) => committed_metadata(&committed),
+            Err(error) => {
+                debug!(%error, "the group's offsets are not to be had now");
+                return false;
+            }
+        };
+        let Some(other) = marks.iter().find(|mark| **mark != self.settings.mark.as_bytes()) else { return false };
+        warn!(
+            group = self.settings.group,
+            archive_id = self.settings.mark,
+            other = %String::from_utf8_lossy(other),
+            "this consumer group was used by another archive; two archives need two groups, or each gets only a part of the lanes"
+        );
+        true
+    }
+
+    /// Asks where the bus begins and ends for all lanes of ours. A bus that does not answer is asked again later.
+    fn look_at_ends(&self) {
+        let lanes = look_into(&self.ours).wanted.clone();
+        if lanes.is_empty() {
+            return;
+        }
+        let asked = self.clock.now();
+        let ask = |end| {
+            let partitions = lanes.iter().map(|(lane, topic)| (&**topic, lane.partition));
+            list_offsets(self.consumer.client(), partitions, end, ENDS_PATIENCE).map(by_partition)
+        };
+        let (lasts, firsts) = match ask(LogEnd::Last).and_then(|lasts| Ok((lasts, ask(LogEnd::First)?))) {
+            Ok(answers) => answers,
+            Err((code, text)) => {
+                debug!(%code, text, "the ends of the log are not to be had now, trying again");
+                return;
+            }
+        };
+        let mut ends = Vec::with_capacity(lanes.len());
+        let mut ours = look_into(&self.ours);
+        for (lane, topic) in lanes {
+            let place = (topic.to_string(), lane.partition);
+            let (Some(first), Some(last)) = (firsts.get(&place), lasts.get(&place)) else { continue };
+            if let Ok(bounds) = Span::new(*first, (*last).max(*first)) {
+                ours.bounds.insert(lane.clone(), bounds);
+            }
+            ends.push((lane, *last));
+        }
+        drop(ours);
+        self.poll_thread.send(Command::Ends(ends, asked));
     }
 
     fn name(&self, cluster: &mut Option<String>, topics: &[Arc<str>]) {
@@ -221,7 +293,7 @@ impl Desk {
     }
 
     fn is_ours(&self, lane: &LaneId) -> bool {
-        look_into(&self.ours).wanted.contains(lane)
+        look_into(&self.ours).wanted.contains_key(lane)
     }
 
     fn look(&self, lane: &ToLocate) -> Result<Located, Blank> {
@@ -230,7 +302,9 @@ impl Desk {
         let (low, high) = self.consumer.fetch_watermarks(topic, partition, PATIENCE).map_err(|error| blank(topic, &error))?;
         let low = Position::from_i64(low).unwrap_or_default();
         let high = Position::from_i64(high).unwrap_or_default().max(low);
-        look_into(&self.ours).log_starts.insert(lane.lane.clone(), low);
+        if let Ok(bounds) = Span::new(low, high) {
+            look_into(&self.ours).bounds.insert(lane.lane.clone(), bounds);
+        }
         let start = match (lane.log, self.settings.start) {
             (None, Start::At(time)) if !lane.topic_known => {
                 self.first_since(topic, partition, time.millis_ceil())?.unwrap_or(high)
@@ -253,6 +327,12 @@ impl Desk {
             _ => None,
         })
     }
+}
+
+/// Answers that are offsets; a partition that has none now is left out.
+fn by_partition(offsets: Vec<PartitionOffset>) -> BTreeMap<(String, i32), Position> {
+    let known = offsets.into_iter().filter_map(|one| Some(((one.topic, one.partition), Position::from_i64(one.offset.ok()?)?)));
+    known.collect()
 }
 
 fn blank(topic: &str, error: &KafkaError) -> Blank {

@@ -110,7 +110,6 @@ impl ClientContext for GroupContext {
         log_line(level, facility, text);
     }
 
-    // The statistics are on for the watermarks that the client keeps by them, not to be read.
     fn stats_raw(&self, _statistics: &[u8]) {}
 
     fn error(&self, error: KafkaError, reason: &str) {

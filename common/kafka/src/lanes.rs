@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tapedeck_common::bus::AssignedLane;
-use tapedeck_common::position::{LaneId, Position};
+use tapedeck_common::position::{LaneId, Position, Span};
 
 /// What a partition of ours waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +22,15 @@ pub(crate) enum Phase {
     Active,
     /// For its batches to be safe; then it is given up.
     Revoking,
+    /// For its batches to be safe; then it begins again: its position is not on the bus any more, or its topic is another one.
+    Displaced,
+}
+
+impl Phase {
+    /// True if nothing more is read and what was read is being made safe.
+    fn is_settling(self) -> bool {
+        matches!(self, Self::Revoking | Self::Displaced)
+    }
 }
 
 /// One partition of ours.
@@ -46,9 +55,20 @@ impl Lane {
         self.id.as_ref().filter(|_| self.phase != Phase::Naming)
     }
 
+    /// Stops it: its position or its topic is gone. Answers its name if the caller was told that it is ours; what the caller holds
+    /// of it is then to be made safe before it begins again. Otherwise it begins again at once.
+    pub(crate) fn displace(&mut self) -> Option<LaneId> {
+        if self.phase.is_settling() {
+            return None;
+        }
+        let told = self.told().cloned();
+        self.phase = if told.is_some() { Phase::Displaced } else { Phase::Naming };
+        told
+    }
+
     /// Sends it back to the beginning: its topic must be named again, its position located again.
     /// Answers its name if the caller believes that it is ours.
-    pub(crate) fn begin_again(&mut self) -> Option<LaneId> {
+    fn begin_again(&mut self) -> Option<LaneId> {
         let told = self.told().cloned();
         self.phase = Phase::Naming;
         told
@@ -58,12 +78,12 @@ impl Lane {
 /// The lanes that are ours, as other threads may see them.
 #[derive(Debug, Default)]
 pub(crate) struct Owned {
-    /// To be located and read.
-    pub(crate) wanted: BTreeSet<LaneId>,
+    /// To be located and read, with the names of their topics.
+    pub(crate) wanted: BTreeMap<LaneId, Arc<str>>,
     /// These, and those on their way out: what was committed of them may still be acknowledged.
     pub(crate) held: BTreeSet<LaneId>,
-    /// The first position that the bus held when the lane was located.
-    pub(crate) log_starts: BTreeMap<LaneId, Position>,
+    /// Where the bus began and ended for a lane when it was last asked.
+    pub(crate) bounds: BTreeMap<LaneId, Span>,
 }
 
 /// Shared between the poll thread, which writes it, the desk and the caller.
@@ -96,7 +116,13 @@ impl Lanes {
 
     /// The lane of that name, if it is still ours under it and not on its way out.
     pub(crate) fn named_mut(&mut self, id: &LaneId) -> Option<&mut Lane> {
-        self.iter_mut().find(|lane| lane.phase != Phase::Revoking && lane.told() == Some(id))
+        self.iter_mut().find(|lane| !lane.phase.is_settling() && lane.told() == Some(id))
+    }
+
+    /// Displaced lanes of these names begin again. Answers those that did: the others were taken away meanwhile.
+    pub(crate) fn begin_again(&mut self, displaced: &[LaneId]) -> Vec<LaneId> {
+        let lanes = self.iter_mut().filter(|lane| lane.phase == Phase::Displaced);
+        lanes.filter(|lane| lane.told().is_some_and(|id| displaced.contains(id))).filter_map(Lane::begin_again).collect()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Lane> {
@@ -150,9 +176,8 @@ impl Lanes {
     pub(crate) fn name(&mut self, topic: &str, source: &Arc<str>) -> Named {
         let mut named = Named::default();
         for lane in self.of_topic(topic) {
-            let renamed = lane.id.as_ref().is_some_and(|id| id.source != *source);
-            if renamed && lane.phase != Phase::Revoking {
-                named.lost.extend(lane.begin_again());
+            if lane.id.as_ref().is_some_and(|id| id.source != *source) {
+                named.displaced.extend(lane.displace());
             }
             if lane.phase != Phase::Naming {
                 continue;
@@ -168,9 +193,10 @@ impl Lanes {
     /// Shows the other threads which lanes are ours now.
     pub(crate) fn publish(&self) {
         let held: BTreeSet<LaneId> = self.iter().filter_map(Lane::told).cloned().collect();
-        let wanted = self.iter().filter(|lane| lane.phase != Phase::Revoking).filter_map(Lane::told).cloned().collect();
+        let reading = self.iter().filter(|lane| !lane.phase.is_settling());
+        let wanted = reading.filter_map(|lane| Some((lane.told()?.clone(), Arc::clone(&lane.topic)))).collect();
         let mut ours = look_into(&self.ours);
-        ours.log_starts.retain(|lane, _| held.contains(lane));
+        ours.bounds.retain(|lane, _| held.contains(lane));
         (ours.held, ours.wanted) = (held, wanted);
     }
 }
@@ -179,7 +205,7 @@ impl Lanes {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Named {
     /// Names that are gone: the topic was made anew.
-    pub(crate) lost: Vec<LaneId>,
+    pub(crate) displaced: Vec<LaneId>,
     /// Lanes that the caller is to be told of.
     pub(crate) told: Vec<AssignedLane>,
 }
@@ -208,28 +234,34 @@ mod tests {
     }
 
     #[test]
-    fn a_topic_made_anew_loses_the_old_lane_and_gives_another() {
+    fn a_topic_made_anew_makes_the_old_lane_safe_and_then_gives_another() {
         let mut lanes = Lanes::default();
         lanes.add("t", 0);
         lanes.name("t", &source_name("c", "old"));
-        let lane = lanes.get_mut("t", 0).expect("there");
-        lane.phase = Phase::Active;
-        let named = lanes.name("t", &source_name("c", "new"));
-        assert_eq!(named.lost, [LaneId::new("kafka/c/old/0", 0)]);
-        assert_eq!(named.told[0].lane, LaneId::new("kafka/c/new/0", 0));
+        lanes.get_mut("t", 0).expect("there").phase = Phase::Active;
+        let (old, new) = (LaneId::new("kafka/c/old/0", 0), source_name("c", "new"));
+        assert_eq!(lanes.name("t", &new), Named { displaced: vec![old.clone()], told: Vec::new() });
+        assert_eq!(lanes.name("t", &new), Named::default(), "what is held of it is not safe yet");
+        assert_eq!(lanes.begin_again(std::slice::from_ref(&old)), [old]);
+        assert_eq!(lanes.name("t", &new).told[0].lane, LaneId::new("kafka/c/new/0", 0));
         assert_eq!(lanes.get("t", 0).map(|lane| lane.phase), Some(Phase::Waiting));
     }
 
     #[test]
-    fn a_lane_that_begins_again_is_told_again_under_the_same_name() {
+    fn a_displaced_lane_is_told_again_under_the_same_name_unless_it_is_taken_away_meanwhile() {
         let mut lanes = Lanes::default();
-        lanes.add("t", 0);
         let source = source_name("c", "id");
+        let id = |partition| LaneId::new(Arc::clone(&source), partition);
+        (0..2).for_each(|partition| lanes.add("t", partition));
         lanes.name("t", &source);
-        let lost = lanes.get_mut("t", 0).expect("there").begin_again();
-        assert_eq!(lost, Some(LaneId::new(Arc::clone(&source), 0)));
-        assert_eq!(lanes.get_mut("t", 0).expect("there").begin_again(), None);
-        assert_eq!(lanes.name("t", &source).told.len(), 1);
+        for partition in 0..2 {
+            let lane = lanes.get_mut("t", partition).expect("there");
+            assert_eq!((lane.displace(), lane.displace()), (Some(id(partition)), None));
+        }
+        lanes.get_mut("t", 1).expect("there").phase = Phase::Revoking;
+        assert_eq!(lanes.begin_again(&[id(0), id(1)]), [id(0)]);
+        let told: Vec<_> = lanes.name("t", &source).told.into_iter().map(|told| told.lane).collect();
+        assert_eq!(told, [id(0)]);
     }
 
     #[test]

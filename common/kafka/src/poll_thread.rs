@@ -20,6 +20,7 @@ use tapedeck_common::clock::Clock;
 use tapedeck_common::columns::ColumnsPool;
 use tapedeck_common::error::ErrorKind;
 use tapedeck_common::position::{LaneId, Position, Span};
+use tapedeck_common::time::Timestamp;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::oneshot;
@@ -33,7 +34,7 @@ use crate::group::GroupContext;
 use crate::lanes::{Lanes, Phase};
 use crate::park::wait_once;
 use crate::reading::{Limits, READ_BYTES, Reading, Run, Trouble};
-use crate::rebalance::Revocation;
+use crate::rebalance::{Displacement, Revocation};
 
 /// The longest that the group waits to be served.
 const SERVE_EVERY: Duration = Duration::from_millis(50);
@@ -48,6 +49,8 @@ pub(crate) enum Command {
     Named(BTreeMap<String, Result<Arc<str>, RDKafkaErrorCode>>),
     /// The topics that the settings select now.
     Subscribe(BTreeSet<String>),
+    /// Asked at this moment, the bus ended here.
+    Ends(Vec<(LaneId, Position)>, Timestamp),
     /// These lanes can't be located: the topic is gone or another one.
     Vanished(Vec<LaneId>),
     /// Leave the group, then say so.
@@ -59,6 +62,7 @@ pub(crate) enum Command {
 pub(crate) enum Passed {
     Deliveries(Vec<(u64, Deliveries)>),
     Idle(Vec<(u64, LaneId, Position)>),
+    Ends(Vec<(LaneId, Position)>, Timestamp),
     Assigned(Vec<AssignedLane>),
     Revoking(Vec<LaneId>, RevokeGuard),
     Lost(Vec<LaneId>),
@@ -134,6 +138,7 @@ pub(crate) struct PollThread {
     pub(crate) parts: Parts,
     pub(crate) outbox: VecDeque<Passed>,
     pub(crate) revocations: Vec<Revocation>,
+    pub(crate) displacements: Vec<Displacement>,
     pub(crate) subscription: BTreeSet<String>,
     pub(crate) names_due: Duration,
     /// What was logged a short while ago.
@@ -151,6 +156,7 @@ impl PollThread {
             parts,
             outbox: VecDeque::new(),
             revocations: Vec::new(),
+            displacements: Vec::new(),
             subscription: BTreeSet::new(),
             names_due: Duration::ZERO,
             said: BTreeMap::new(),
@@ -169,6 +175,7 @@ impl PollThread {
             self.serve_group();
             self.serve_commands();
             self.serve_revocations();
+            self.serve_displacements();
             self.start_lanes();
             self.ask_for_names();
             if self.finished {
@@ -213,9 +220,18 @@ impl PollThread {
                 Ok(Command::Named(names)) => self.named(&names),
                 Ok(Command::Subscribe(topics)) => {
                     let wanted: BTreeSet<String> = topics.union(&self.parts.literals).cloned().collect();
+                    if wanted.is_empty() {
+                        // Nothing matches, and the group is not joined for nothing.
+                        self.outbox.push_back(Passed::Assigned(Vec::new()));
+                    }
                     if wanted != self.subscription {
                         self.subscribe(wanted);
                     }
+                }
+                Ok(Command::Ends(ends, asked)) => {
+                    // Behind a slow reader only the last answer counts.
+                    self.outbox.retain(|passed| !matches!(passed, Passed::Ends(..)));
+                    self.outbox.push_back(Passed::Ends(ends, asked));
                 }
                 Ok(Command::Vanished(lanes)) => self.vanished(&lanes),
                 Ok(Command::Close(done)) => {
@@ -298,7 +314,7 @@ impl PollThread {
             }
             match run.trouble {
                 None => {}
-                Some(Trouble::OutOfRange) => out_of_range.extend(lane.begin_again()),
+                Some(Trouble::OutOfRange) => out_of_range.extend(lane.displace()),
                 Some(Trouble::Damaged(kind, text)) => {
                     // The client would go on behind it; the lane waits for a position instead.
                     lane.phase = Phase::Waiting;
@@ -328,7 +344,7 @@ impl PollThread {
         }
         if !out_of_range.is_empty() {
             warn!(lanes = out_of_range.len(), "positions are not on the bus any more, locating the lanes again");
-            self.begin_again(out_of_range);
+            self.displaced(out_of_range);
         }
     }
 

@@ -38,6 +38,13 @@ pub(crate) struct Revocation {
     deadline: Duration,
 }
 
+/// Lanes that stay ours but must begin again, while their batches are made safe.
+pub(crate) struct Displacement {
+    lanes: Vec<LaneId>,
+    guards_gone: mpsc::Receiver<()>,
+    deadline: Duration,
+}
+
 impl PollThread {
     pub(crate) fn serve_group(&mut self) {
         self.parts.counters.polled_at(self.parts.clock.monotonic());
@@ -70,6 +77,9 @@ impl PollThread {
         for (topic, partition) in partitions {
             self.parts.lanes.add(topic, *partition);
             self.names_due = Duration::ZERO;
+        }
+        if partitions.is_empty() {
+            self.outbox.push_back(Passed::Assigned(Vec::new()));
         }
         debug!(partitions = partitions.len(), "assigned by the group");
     }
@@ -186,12 +196,12 @@ impl PollThread {
     }
 
     pub(crate) fn named(&mut self, names: &BTreeMap<String, Result<Arc<str>, RDKafkaErrorCode>>) {
-        let (mut lost, mut told) = (Vec::new(), Vec::new());
+        let (mut displaced, mut told) = (Vec::new(), Vec::new());
         for (topic, name) in names {
             match name {
                 Ok(source) => {
                     let named = self.parts.lanes.name(topic, source);
-                    lost.extend(named.lost);
+                    displaced.extend(named.displaced);
                     told.extend(named.told);
                 }
                 Err(RDKafkaErrorCode::TopicAuthorizationFailed) => {
@@ -201,12 +211,10 @@ impl PollThread {
                 Err(code) => debug!(topic, %code, "the topic has no id now"),
             }
         }
-        if !lost.is_empty() {
-            warn!(lanes = lost.len(), "a topic was made anew under an old name");
+        if !displaced.is_empty() {
+            warn!(lanes = displaced.len(), "a topic was made anew under an old name");
         }
-        self.pass_lost(lost);
-        self.unassign_where(|lane| lane.assigned && lane.phase == Phase::Waiting);
-        self.parts.lanes.publish();
+        self.displaced(displaced);
         if !told.is_empty() {
             self.outbox.push_back(Passed::Assigned(told));
         }
@@ -216,25 +224,48 @@ impl PollThread {
     }
 
     fn renewed(&mut self, topic: &str) {
-        let lost: Vec<LaneId> =
-            self.parts.lanes.of_topic(topic).filter(|lane| lane.phase != Phase::Revoking).filter_map(Lane::begin_again).collect();
-        if lost.is_empty() {
-            return;
+        let displaced: Vec<LaneId> = self.parts.lanes.of_topic(topic).filter_map(Lane::displace).collect();
+        if !displaced.is_empty() {
+            warn!(topic, lanes = displaced.len(), "the topic was made anew under its old name");
         }
-        warn!(topic, lanes = lost.len(), "the topic was made anew under its old name");
-        self.begin_again(lost);
+        self.displaced(displaced);
     }
 
     pub(crate) fn vanished(&mut self, lanes: &[LaneId]) {
-        let lost: Vec<LaneId> = lanes.iter().filter_map(|id| self.parts.lanes.named_mut(id)?.begin_again()).collect();
-        self.begin_again(lost);
+        let displaced = lanes.iter().filter_map(|id| self.parts.lanes.named_mut(id)?.displace()).collect();
+        self.displaced(displaced);
     }
 
-    pub(crate) fn begin_again(&mut self, lost: Vec<LaneId>) {
-        self.unassign_where(|lane| lane.assigned && lane.phase == Phase::Naming);
+    /// Stops displaced lanes and lets the caller make safe what it holds of them, since the bus may not have it any more.
+    pub(crate) fn displaced(&mut self, lanes: Vec<LaneId>) {
+        self.unassign_where(|lane| lane.assigned && matches!(lane.phase, Phase::Naming | Phase::Displaced));
         self.parts.lanes.publish();
-        self.pass_lost(lost);
-        self.names_due = self.names_due.min(self.parts.clock.monotonic());
+        if lanes.is_empty() {
+            return;
+        }
+        let (guard, guards_gone) = RevokeGuard::new();
+        self.outbox.push_back(Passed::Revoking(lanes.clone(), guard));
+        let deadline = self.parts.clock.monotonic() + REVOKE_GRACE;
+        self.displacements.push(Displacement { lanes, guards_gone, deadline });
+    }
+
+    /// Lets displaced lanes begin again once they are safe, or the grace is over.
+    pub(crate) fn serve_displacements(&mut self) {
+        let now = self.parts.clock.monotonic();
+        for displacement in std::mem::take(&mut self.displacements) {
+            let safe = displacement.guards_gone.is_closed();
+            if !safe && now < displacement.deadline {
+                self.displacements.push(displacement);
+                continue;
+            }
+            let again = self.parts.lanes.begin_again(&displacement.lanes);
+            if !safe && !again.is_empty() {
+                warn!(lanes = again.len(), "displaced lanes were not committed in time, their batches are abandoned");
+                self.pass_lost(again);
+            }
+            self.parts.lanes.publish();
+            self.names_due = self.names_due.min(now);
+        }
     }
 
     /// Stops reading some lanes without giving them up.

@@ -18,8 +18,9 @@ use crate::store::{Outcome, Store, StoreError, classify};
 const CREATORS: usize = 16;
 
 /// Words in a store's answer that no waiting cures.
-const SETTINGS_ARE_WRONG: [&str; 6] = [
+const SETTINGS_ARE_WRONG: [&str; 7] = [
     "NoSuchBucket",
+    "InvalidBucketName",
     "InvalidAccessKeyId",
     "SignatureDoesNotMatch",
     "AuthorizationHeaderMalformed",

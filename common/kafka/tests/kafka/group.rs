@@ -10,7 +10,7 @@ use tapedeck_common::bus::{Consumer, Incoming};
 use tapedeck_common::position::Position;
 use tapedeck_testbed::Loader;
 
-use crate::support::{LIMIT, Member, SharedArchive, admin, broker, consumer, event, eventually, produce, settings, topic};
+use crate::support::{LIMIT, Member, SharedArchive, admin, broker, consumer, event, eventually, next, produce, settings, topic};
 
 /// Produces round robin, so slowly that every partition is read to its end again and again, until told to stop.
 fn trickle(topic: &str, partitions: i32, stop: &Arc<AtomicBool>) -> thread::JoinHandle<u64> {
@@ -90,7 +90,7 @@ async fn a_revoked_lane_stays_ours_until_its_guard_is_dropped() {
     first.until("all is read", |member| member.archive.rows() == 20).await;
     let second = Member::join(settings("guarded", &[&name]), &archive).run();
     let (lanes, guard) = loop {
-        match first.consumer.next().await.expect("no failure") {
+        match next(&mut first.consumer).await.expect("no failure") {
             Incoming::Revoking(lanes, guard) => break (lanes, guard),
             other => first.take(other).await,
         }
@@ -120,7 +120,7 @@ async fn a_guard_that_is_never_dropped_holds_the_group_up_for_ten_seconds_at_mos
     let mut kept = None;
     let began = Instant::now();
     let lost = loop {
-        match tokio::time::timeout(LIMIT, first.consumer.next()).await.expect("in time").expect("no failure") {
+        match tokio::time::timeout(LIMIT, next(&mut first.consumer)).await.expect("in time").expect("no failure") {
             Incoming::Revoking(_, guard) => kept = Some(guard),
             Incoming::Lost(lanes) => break lanes,
             other => first.take(other).await,
@@ -147,7 +147,7 @@ async fn no_room_for_longer_than_the_session_keeps_the_membership_and_loses_noth
     let mut member = Member::join_within(settings("no-room", &[&name]), &archive, &budget);
     let mut held = Vec::new();
     let full = loop {
-        match tokio::time::timeout(Duration::from_secs(2), member.consumer.next()).await {
+        match tokio::time::timeout(Duration::from_secs(2), next(&mut member.consumer)).await {
             Ok(Ok(Incoming::Deliveries(runs))) => held.extend(runs),
             Ok(other) => member.take(other.expect("no failure")).await,
             Err(_) => break Instant::now(),
@@ -155,7 +155,7 @@ async fn no_room_for_longer_than_the_session_keeps_the_membership_and_loses_noth
     };
     assert!(budget.used() <= budget.capacity(), "{} bytes", budget.used());
     while full.elapsed() < Duration::from_secs(8) {
-        let quiet = tokio::time::timeout(Duration::from_millis(500), member.consumer.next()).await;
+        let quiet = tokio::time::timeout(Duration::from_millis(500), next(&mut member.consumer)).await;
         assert!(quiet.is_err(), "nothing may come while there is no room: {quiet:?}");
         assert_eq!(admin().group_members("no-room").expect("the group").0, 1);
     }
@@ -179,7 +179,7 @@ async fn a_rebalance_while_there_is_no_room_loses_nothing() {
     let mut first = Member::join_within(settings("no-room-rebalance", &[&name]), &archive, &budget);
     let mut held = Vec::new();
     loop {
-        match tokio::time::timeout(Duration::from_secs(2), first.consumer.next()).await {
+        match tokio::time::timeout(Duration::from_secs(2), next(&mut first.consumer)).await {
             Ok(Ok(Incoming::Deliveries(runs))) => held.extend(runs),
             Ok(other) => first.take(other.expect("no failure")).await,
             Err(_) => break,
@@ -188,7 +188,7 @@ async fn a_rebalance_while_there_is_no_room_loses_nothing() {
     let second = Member::join(settings("no-room-rebalance", &[&name]), &archive).run();
     // The revocation comes although there is no room; what is held is committed first, as the pipeline does.
     let guard = loop {
-        match tokio::time::timeout(LIMIT, first.consumer.next()).await.expect("in time").expect("no failure") {
+        match tokio::time::timeout(LIMIT, next(&mut first.consumer)).await.expect("in time").expect("no failure") {
             Incoming::Revoking(lanes, guard) => break (lanes, guard),
             Incoming::Deliveries(runs) => held.extend(runs),
             other => first.take(other).await,
@@ -212,7 +212,7 @@ async fn after_a_seek_nothing_from_before_is_handed_over() {
     let archive = SharedArchive::default();
     let budget = ByteBudget::new(64 << 20);
     let mut consumer = consumer(settings("seek", &[&name]), &budget);
-    let Incoming::Assigned(lanes) = consumer.next().await.expect("no failure") else {
+    let Incoming::Assigned(lanes) = next(&mut consumer).await.expect("no failure") else {
         panic!("first of all comes the assignment")
     };
     let lane = lanes[0].lane.clone();
@@ -221,14 +221,14 @@ async fn after_a_seek_nothing_from_before_is_handed_over() {
     // Each seek goes back while more is on its way; what comes next begins exactly there.
     for (seek, read) in [(0_u64, 1_500_u64), (700, 2_000), (4_000, 4_200), (0, 5_000)] {
         consumer.resume(vec![(lane.clone(), Position::new(seek))]).await.expect("resumed");
-        let mut next = Position::new(seek);
-        while next.get() < read {
-            match tokio::time::timeout(LIMIT, consumer.next()).await.expect("in time").expect("no failure") {
+        let mut at = Position::new(seek);
+        while at.get() < read {
+            match tokio::time::timeout(LIMIT, next(&mut consumer)).await.expect("in time").expect("no failure") {
                 Incoming::Deliveries(runs) => {
                     for run in runs {
-                        assert_eq!(run.span.from(), next);
-                        assert_eq!(run.events.positions[0], next.as_i64());
-                        next = run.span.until();
+                        assert_eq!(run.span.from(), at);
+                        assert_eq!(run.events.positions[0], at.as_i64());
+                        at = run.span.until();
                     }
                 }
                 Incoming::Idle(_) => {}

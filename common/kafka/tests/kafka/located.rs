@@ -1,15 +1,17 @@
 //! Where lanes begin and go on.
 
+use std::time::Duration;
+
 use tapedeck_common::budget::ByteBudget;
 use tapedeck_common::bus::{AssignedLane, Consumer, Incoming, Located, ToLocate};
 use tapedeck_common::commit::GapCause;
-use tapedeck_common::position::{Position, Span};
+use tapedeck_common::position::{LaneId, Position, Span};
 use tapedeck_common::time::Timestamp;
 use tapedeck_kafka::config::{KafkaSettings, Start};
 use tapedeck_kafka::consumer::KafkaConsumer;
 use tapedeck_testbed::{Event, Loader};
 
-use crate::support::{LIMIT, Member, SharedArchive, admin, broker, consumer, event, produce, settings, topic};
+use crate::support::{LIMIT, Member, SharedArchive, admin, broker, consumer, event, next, produce, settings, topic};
 
 async fn assigned(settings: KafkaSettings) -> (KafkaConsumer, Vec<AssignedLane>) {
     let mut consumer = consumer(settings, &ByteBudget::new(64 << 20));
@@ -95,4 +97,53 @@ async fn retention_that_overtakes_a_reader_becomes_a_gap() {
     let gap =
         (lanes[0].lane.clone(), Span::new(Position::new(1_000), Position::new(1_500)).expect("forward"), GapCause::Retention);
     assert_eq!(member.archive.look(|archive| archive.gaps.clone()), [gap]);
+}
+
+/// What was read before the bus lost its head is on the way into the archive: it must get there first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lane_that_retention_overtakes_is_made_safe_before_it_begins_again() {
+    let name = topic("displaced", 1);
+    produce(&name, 0, 0..100);
+    let (mut consumer, lanes) = assigned(settings("displaced", &[&name])).await;
+    let lane = lanes[0].lane.clone();
+    admin().delete_records(&name, 0, 40).expect("deleted");
+    consumer.resume(vec![(lane.clone(), Position::new(10))]).await.expect("taken");
+    let incoming = tokio::time::timeout(LIMIT, next(&mut consumer)).await.expect("in time").expect("no failure");
+    let Incoming::Revoking(revoked, guard) = incoming else { panic!("{incoming:?}") };
+    assert_eq!(revoked, std::slice::from_ref(&lane));
+    let early = tokio::time::timeout(Duration::from_secs(1), next(&mut consumer)).await;
+    assert!(early.is_err(), "nothing goes on while the guard lives: {early:?}");
+    drop(guard);
+    let incoming = tokio::time::timeout(LIMIT, next(&mut consumer)).await.expect("in time").expect("no failure");
+    let Incoming::Assigned(again) = incoming else { panic!("{incoming:?}") };
+    assert_eq!(again[0].lane, lane);
+    let lost = Span::new(Position::new(10), Position::new(40)).expect("forward");
+    assert_eq!(locate(&mut consumer, &again[0], Some(10), true).await, Located::Gap(lost, GapCause::Retention));
+    Box::new(consumer).close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_bus_is_asked_again_and_again_where_it_ends() {
+    let name = topic("ends", 1);
+    produce(&name, 0, 0..10);
+    let (mut consumer, lanes) = assigned(settings("ends", &[&name])).await;
+    let lane = lanes[0].lane.clone();
+    let mut last = Timestamp::default();
+    for (end, more) in [(10, 0), (10, 5), (15, 0)] {
+        last = told_of_an_end(&mut consumer, &lane, end, last).await;
+        assert_eq!(consumer.bounds(&lane).map(|span| span.until()), Some(Position::new(end)));
+        produce(&name, 0, 0..more);
+    }
+}
+
+async fn told_of_an_end(consumer: &mut KafkaConsumer, lane: &LaneId, end: u64, after: Timestamp) -> Timestamp {
+    loop {
+        let next = tokio::time::timeout(LIMIT, consumer.next()).await.expect("in time").expect("no failure");
+        if let Incoming::Ends(ends, asked) = next
+            && ends == [(lane.clone(), Position::new(end))]
+        {
+            assert!(asked > after, "each question has its time");
+            return asked;
+        }
+    }
 }

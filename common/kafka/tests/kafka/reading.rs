@@ -24,7 +24,7 @@ async fn read_to(settings: KafkaSettings, end: u64) -> (KafkaConsumer, Vec<Deliv
             }
             Incoming::Deliveries(runs) => all.extend(runs),
             Incoming::Idle(lanes) if lanes[0].1.get() >= end => return (consumer, all, lanes[0].1),
-            Incoming::Idle(_) => {}
+            Incoming::Idle(_) | Incoming::Ends(..) => {}
             other => panic!("{other:?}"),
         }
     }
@@ -143,8 +143,9 @@ async fn large_values_get_through_and_room_is_counted_for_what_is_there() {
 async fn the_bounds_of_a_lane_are_known_without_asking() {
     let name = topic("bounds", 1);
     crate::support::produce(&name, 0, 0..50);
-    let (consumer, runs, _) = read_to(settings("bounds", &[&name]), 50).await;
+    let (mut consumer, runs, _) = read_to(settings("bounds", &[&name]), 50).await;
     let lane: &LaneId = &runs[0].lane;
+    while !matches!(consumer.next().await, Ok(Incoming::Ends(..))) {}
     assert_eq!(consumer.bounds(lane).map(|span| span.until()), Some(Position::new(50)));
     assert_eq!(consumer.bounds(&LaneId::new("kafka/x/y/0", 0)), None);
     assert_eq!(consumer.counters().events(), 50);

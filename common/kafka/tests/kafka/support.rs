@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use tapedeck_common::budget::ByteBudget;
-use tapedeck_common::bus::{Consumer, Deliveries, Incoming, Located, ToLocate};
+use tapedeck_common::bus::{BusError, Consumer, Deliveries, Incoming, Located, ToLocate};
 use tapedeck_common::clock::Clock;
 use tapedeck_common::columns::ColumnsPool;
 use tapedeck_common::commit::{
@@ -59,6 +59,16 @@ pub(crate) fn cluster() -> ClusterSettings {
     ClusterSettings { brokers: vec![broker()], client: BTreeMap::new() }
 }
 
+/// What comes next, but for where the bus ends: that is told all the time.
+pub(crate) async fn next(consumer: &mut KafkaConsumer) -> Result<Incoming, BusError> {
+    loop {
+        match consumer.next().await {
+            Ok(Incoming::Ends(..)) => {}
+            other => return other,
+        }
+    }
+}
+
 /// Settings that make a group react quickly.
 pub(crate) fn settings(group: &str, topics: &[&str]) -> KafkaSettings {
     let quick = [("session.timeout.ms", "6000"), ("heartbeat.interval.ms", "300"), ("topic.metadata.refresh.interval.ms", "500")];
@@ -69,6 +79,7 @@ pub(crate) fn settings(group: &str, topics: &[&str]) -> KafkaSettings {
         topics: topics.iter().map(|text| TopicSelector::parse(text).expect("a topic")).collect(),
         start: Start::Earliest,
         replayed: Replayed::Skip,
+        mark: String::new(),
     }
 }
 
@@ -216,6 +227,7 @@ impl Member {
             }
             Incoming::Revoking(lanes, _) | Incoming::Lost(lanes) => self.lanes.retain(|lane, _| !lanes.contains(lane)),
             Incoming::Idle(lanes) => self.idle.extend(lanes),
+            Incoming::Ends(..) => {}
         }
     }
 

@@ -6,10 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tapedeck_common::budget::{ByteBudget, BytePermit};
 use tapedeck_common::bus::{Answer, BusError, Consumer, Deliveries, Incoming, Located, ToLocate};
+use tapedeck_common::clock::Clock as _;
 use tapedeck_common::columns::{Columns, ColumnsPool, EventFields, ROW_OVERHEAD_BYTES};
 use tapedeck_common::commit::{GapCause, Receipt};
 use tapedeck_common::event::TimeKind;
@@ -74,6 +76,9 @@ impl MemoryBus {
     }
 }
 
+/// How often a member is told where the bus ends.
+const ENDS_EVERY: Duration = Duration::from_secs(1);
+
 type Lanes = BTreeMap<LaneId, Reading>;
 
 /// What a look at the bus brought.
@@ -103,6 +108,16 @@ impl MemoryConsumer {
         if state.away {
             return Look::Nothing;
         }
+        let now = self.bus.0.clock.monotonic();
+        let due = *member.ends_due.get_or_insert(now + ENDS_EVERY);
+        if now >= due {
+            member.ends_due = Some(now + ENDS_EVERY);
+            let ends = ends(state, self.id);
+            if !ends.is_empty() {
+                return Look::Found(Ok(Incoming::Ends(ends, self.bus.0.clock.now())));
+            }
+        }
+        let Some(member) = state.group.members.get_mut(&self.id) else { return Look::Nothing };
         // Out of the state while its partitions are looked at.
         let mut lanes = std::mem::take(&mut member.lanes);
         let turn = member.turn;
@@ -193,6 +208,15 @@ fn displaced(state: &State, lanes: &mut Lanes) -> Vec<LaneId> {
     displaced
 }
 
+/// Where the bus ends for the lanes that the member reads.
+fn ends(state: &State, id: MemberId) -> Vec<(LaneId, Position)> {
+    let lanes = state.group.members.get(&id).into_iter().flat_map(|member| &member.lanes);
+    let end = |(lane, reading): (&LaneId, &Reading)| {
+        Some((lane.clone(), Position::new(state.behind(&reading.topic, lane)?.end()))).filter(|_| reading.next.is_some())
+    };
+    lanes.filter_map(end).collect()
+}
+
 fn run_of(lane: &LaneId, reading: &Reading, span: Span, events: Columns, skipped: u64, permit: BytePermit) -> Deliveries {
     Deliveries { lane: lane.clone(), topic: Arc::clone(&reading.topic), span, events, skipped, permit }
 }
@@ -242,7 +266,10 @@ impl Consumer for MemoryConsumer {
                     let bus = self.bus.clone();
                     drop(bus.revoke_then(id, &lanes, move |state| state.assign(id, &again)));
                 }
-                Look::Nothing => changed.await,
+                Look::Nothing => tokio::select! {
+                    () = changed => {}
+                    () = self.bus.0.clock.sleep(ENDS_EVERY) => {}
+                },
                 Look::NoRoom(bytes) => tokio::select! {
                     () = changed => {}
                     // Let go at once: the next look takes what it really needs.

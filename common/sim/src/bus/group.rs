@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tapedeck_common::bus::{AssignedLane, BusError, Incoming, RevokeGuard};
 use tapedeck_common::clock::Clock as _;
@@ -33,6 +34,8 @@ pub(super) struct Member {
     pub(super) lanes: BTreeMap<LaneId, Reading>,
     /// The lane whose turn it is; reading goes round so that no lane starves another.
     pub(super) turn: usize,
+    /// When it is to be told next where the bus ends; `None` before it ever asked for something.
+    pub(super) ends_due: Option<Duration>,
 }
 
 /// A lane as one member reads it.

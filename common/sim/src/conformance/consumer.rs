@@ -93,7 +93,8 @@ async fn the_end_is_told_and_what_follows_meets_it(world: &mut dyn ConsumerWorld
     reader.resume(vec![(lane.clone(), Position::new(0))]).await;
     let at = |position| move |reader: &Reader| reader.lanes.values().all(|held| held.idle == Some(Position::new(position)));
     reader.until(world, "the lane is idle at its end", at(2)).await;
-    assert_eq!(reader.consumer.bounds(&lane).map(Span::until), Some(Position::new(2)), "the bounds are known");
+    let ends = |reader: &Reader| reader.consumer.bounds(&lane).map(Span::until) == Some(Position::new(2));
+    reader.until(world, "the bounds are known", ends).await;
     world.publish(&topic, 0, &timed(events("w", 3))).await;
     reader.until(world, "the lane is idle again", at(5)).await;
     assert_eq!(positions(&reader, &lane), [0, 1, 2, 3, 4]);

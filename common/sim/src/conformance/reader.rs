@@ -36,15 +36,21 @@ impl Reader {
         Self { consumer, lanes, read, permits: Vec::new(), revoking: Vec::new(), runs: 0 }
     }
 
-    /// Takes what comes next; false if nothing comes while the world is calm.
+    /// Takes what comes next; false if nothing comes while the world is calm. Where the bus ends is always told, and does not count.
     pub(super) async fn step_if_any(&mut self, world: &dyn ConsumerWorld) -> bool {
-        let incoming = tokio::select! {
-            biased;
-            incoming = self.consumer.next() => incoming,
-            () = world.calm() => return false,
-        };
-        self.check(incoming.expect("the bus is well"));
-        true
+        let mut calm = std::pin::pin!(world.calm());
+        loop {
+            let incoming = tokio::select! {
+                biased;
+                incoming = self.consumer.next() => incoming.expect("the bus is well"),
+                () = &mut calm => return false,
+            };
+            let counts = !matches!(incoming, Incoming::Ends(..));
+            self.check(incoming);
+            if counts {
+                return true;
+            }
+        }
     }
 
     /// Takes what comes until `done`; fails the test when it never comes.
@@ -104,6 +110,8 @@ impl Reader {
                     (held.next, held.idle) = (Some(position), Some(position));
                 }
             }
+            // A lane may have gone since the bus was asked.
+            Incoming::Ends(..) => {}
         }
     }
 

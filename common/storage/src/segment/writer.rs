@@ -125,8 +125,7 @@ impl SegmentWriter {
         self.options.row_group_bytes = bytes.max(1);
     }
 
-    /// Ends the open row group now, whatever its size, so that its bytes can leave memory.
-    pub fn end_row_group(&mut self) {
+    fn end_row_group(&mut self) {
         let codecs = Arc::clone(&self.options.codecs);
         let mut codec = codecs.take();
         self.close_group(&mut codec);
