@@ -13,6 +13,7 @@ pub mod pipeline;
 mod pipeline_tests;
 pub mod seal;
 pub mod status;
+pub mod supervise;
 pub mod table;
 pub mod tables;
 pub mod upload;

@@ -8,14 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use tapedeck_common::backoff::Backoff;
 use tapedeck_common::budget::ByteBudget;
-use tapedeck_common::bus::{AssignedLane, BusError, Consumer, Deliveries, Incoming, Located, RevokeGuard, ToLocate};
+use tapedeck_common::bus::{AssignedLane, BusError, Consumer, Deliveries, Incoming, Located, RevokeGuard};
 use tapedeck_common::clock::Clock;
 use tapedeck_common::columns::ColumnsPool;
-use tapedeck_common::commit::{Advance, Appended, CommitError, Receipt, Record};
+use tapedeck_common::commit::{Appended, CommitError, Receipt};
 use tapedeck_common::error::{ErrorKind, report};
-use tapedeck_common::position::{LaneId, Position, Span};
+use tapedeck_common::position::LaneId;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +25,9 @@ use crate::seal::{Relief, SealPolicy, SealReason, TableLoad, relief};
 use crate::status::{LaneStatus, SourceStatus};
 use crate::table::{SharedLog, StoreFailure, Stored, StoredBatch, Table};
 use crate::upload::Segments;
+use locate::LookedUp;
+
+mod locate;
 
 /// How often ages, memory and gauges are looked at while the bus is quiet.
 const TICK: Duration = Duration::from_millis(100);
@@ -124,29 +126,6 @@ enum Done {
     Written(Vec<(LaneId, u64)>, Result<(), CommitError>),
     /// A batch is in the log, or can never be.
     Stored(Arc<str>, Result<Stored, StoreFailure>),
-}
-
-/// A lane whose log is to be read, in one of its assignments.
-struct Wanted {
-    lane: LaneId,
-    topic: Arc<str>,
-    assignment: u64,
-}
-
-/// Starts and gaps of one table, on their way into its log.
-struct Writing {
-    log: SharedLog,
-    record: Record,
-    lanes: Vec<(LaneId, u64)>,
-}
-
-struct LookedUp {
-    lane: LaneId,
-    topic: Arc<str>,
-    assignment: u64,
-    log: Option<Position>,
-    topic_known: bool,
-    table_log: SharedLog,
 }
 
 impl Pipeline {
@@ -386,24 +365,6 @@ impl Pipeline {
         self.look_up(lanes);
     }
 
-    /// Reads the logs of these lanes' tables beside the loop. A store that is away delays them, not the other lanes.
-    fn look_up(&mut self, lanes: Vec<LaneId>) {
-        let mut by_table: BTreeMap<Arc<str>, Vec<Wanted>> = BTreeMap::new();
-        for lane in lanes {
-            let Some(owned) = self.lanes.get(&lane) else { continue };
-            let wanted = Wanted { lane, topic: Arc::clone(&owned.topic), assignment: owned.assignment };
-            by_table.entry(self.shared.tables.table_of(&owned.topic)).or_default().push(wanted);
-        }
-        for lanes in by_table.into_values() {
-            let tables = Arc::clone(&self.shared.tables);
-            self.background.spawn(async move {
-                let mut found = Vec::new();
-                let result = look_up_table(&*tables, lanes, &mut found).await;
-                Done::LookedUp(found, result)
-            });
-        }
-    }
-
     async fn take_back(&mut self, done: Done) -> Result<(), PipelineError> {
         match done {
             Done::LookedUp(found, result) => {
@@ -424,95 +385,6 @@ impl Pipeline {
 
     fn is_ours(&self, lane: &LaneId, assignment: u64) -> bool {
         self.lanes.get(lane).is_some_and(|owned| owned.assignment == assignment)
-    }
-
-    /// Asks the bus about lanes whose log was read, beside the loop. A bus that does not answer delays them, not the other lanes.
-    fn locate(&mut self, mut found: Vec<LookedUp>) {
-        found.retain(|lane| self.is_ours(&lane.lane, lane.assignment));
-        let questions = found.iter().map(|known| ToLocate {
-            lane: known.lane.clone(),
-            topic: Arc::clone(&known.topic),
-            log: known.log,
-            topic_known: known.topic_known,
-        });
-        let answers = self.consumer.locate(questions.collect());
-        self.background.spawn(answers.map(move |answers| Done::Located(found, answers)));
-    }
-
-    /// Compares the log with the bus. Lanes that can go on do; starts and gaps are written first, then looked up again.
-    async fn located(&mut self, mut found: Vec<LookedUp>, answers: Vec<(LaneId, Located)>) -> Result<(), PipelineError> {
-        found.retain(|lane| self.is_ours(&lane.lane, lane.assignment));
-        let mut answers: BTreeMap<_, _> = answers.into_iter().collect();
-        let (mut resume, mut write) = (Vec::new(), Vec::new());
-        for known in found {
-            match answers.remove(&known.lane) {
-                Some(Located::Continue(at)) => resume.push((known, at)),
-                Some(Located::Start(at)) => write.push((start_of(&known.lane, at), known)),
-                Some(Located::Gap(span, cause)) => {
-                    error!(lane = %known.lane, topic = %known.topic, %span, cause = cause.as_str(), "events are lost on the bus, writing the gap into the log");
-                    self.metrics.gap(&known.topic, cause, span.len());
-                    write.push((
-                        Advance { lane: known.lane.clone(), expected: known.log, span, rows: 0, skipped: 0, gap: Some(cause) },
-                        known,
-                    ));
-                }
-                Some(Located::Beyond { log, bus_end }) => self.halt(&known, log, bus_end),
-                None => {}
-            }
-        }
-        self.write(write);
-        self.resume(resume).await
-    }
-
-    fn halt(&mut self, known: &LookedUp, log: Position, bus_end: Position) {
-        error!(lane = %known.lane, topic = %known.topic, %log, %bus_end,
-            "the archive is ahead of the bus: it lost events, or it is another bus; this lane is halted, nothing is overwritten");
-        self.metrics.halted(&known.topic);
-        if let Some(owned) = self.lanes.get_mut(&known.lane) {
-            owned.halted = true;
-        }
-    }
-
-    async fn resume(&mut self, lanes: Vec<(LookedUp, Position)>) -> Result<(), PipelineError> {
-        if lanes.is_empty() {
-            return Ok(());
-        }
-        let mut again = Vec::new();
-        for (known, _) in &lanes {
-            let name = self.shared.tables.table_of(&known.topic);
-            let table = self.tables.entry(Arc::clone(&name)).or_insert_with(|| Table::new(name, Arc::clone(&known.table_log)));
-            if table.batcher.open().is_some_and(|open| open.touches(&known.lane)) {
-                // The lane went and came back while its events wait here: they would be read into the same batch once more.
-                again.extend(table.abandon());
-            }
-        }
-        for (known, at) in &lanes {
-            if let Some(table) = self.tables.get_mut(&self.shared.tables.table_of(&known.topic)) {
-                table.batcher.resume(&known.lane, *at);
-            }
-        }
-        self.look_up(again);
-        let at = lanes.into_iter().map(|(known, at)| (known.lane, at)).collect();
-        Ok(self.consumer.resume(at).await?)
-    }
-
-    /// Commits starts and gaps, one record per table, beside the loop.
-    fn write(&mut self, steps: Vec<(Advance, LookedUp)>) {
-        let mut by_table: BTreeMap<Arc<str>, Writing> = BTreeMap::new();
-        for (advance, known) in steps {
-            let entry = by_table.entry(self.shared.tables.table_of(&known.topic));
-            let log = || Writing { log: Arc::clone(&known.table_log), record: Record::default(), lanes: Vec::new() };
-            let writing = entry.or_insert_with(log);
-            writing.record.advances.push(advance);
-            writing.lanes.push((known.lane, known.assignment));
-        }
-        for Writing { log, record, lanes } in by_table.into_values() {
-            self.background.spawn(async move {
-                // Whether it was committed or somebody else was first: the log is looked up again, and that answers both.
-                let result = log.lock().await.append(&record).await.map(drop);
-                Done::Written(lanes, result)
-            });
-        }
     }
 
     async fn stored(&mut self, name: &Arc<str>, result: Result<Stored, StoreFailure>) -> Result<(), PipelineError> {
@@ -571,60 +443,5 @@ impl Pipeline {
         let status = SourceStatus { joined: self.joined, lanes, buffered_events, oldest_unarchived: oldest, storing };
         self.metrics.observe(&status, self.shared.budget.used());
         self.status.send_replace(status);
-    }
-}
-
-fn start_of(lane: &LaneId, at: Position) -> Advance {
-    Advance { lane: lane.clone(), expected: None, span: Span::empty_at(at), rows: 0, skipped: 0, gap: None }
-}
-
-async fn look_up_table(tables: &dyn Tables, lanes: Vec<Wanted>, found: &mut Vec<LookedUp>) -> Result<(), CommitError> {
-    for Wanted { lane, topic, assignment } in lanes {
-        let table_log = tables.open(&topic).await?;
-        found.push(LookedUp { lane, topic, assignment, log: None, topic_known: false, table_log });
-    }
-    let Some(log) = found.first().map(|first| Arc::clone(&first.table_log)) else { return Ok(()) };
-    let checkpoint = log.lock().await.checkpoint().await?;
-    for known in found {
-        known.log = checkpoint.get(&known.lane).copied();
-        // A topic that was made again has a new source; in a table of its own any lane tells that its name is known.
-        let own_table = !tables.is_shared(&known.topic);
-        known.topic_known = checkpoint.keys().any(|lane| own_table || lane.source == known.lane.source);
-    }
-    Ok(())
-}
-
-/// Runs pipelines of one source, one after another: whatever unexpected happens to one, the next begins from the log.
-pub async fn supervise<F>(
-    mut build: F,
-    clock: Arc<dyn Clock>,
-    mut chance: fastrand::Rng,
-    stop: CancellationToken,
-) -> Result<(), PipelineError>
-where
-    F: AsyncFnMut() -> Result<Pipeline, PipelineError>,
-{
-    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
-    loop {
-        let began = clock.monotonic();
-        let result = match build().await {
-            Ok(pipeline) => pipeline.run(stop.clone()).await,
-            Err(error) => Err(error),
-        };
-        match result {
-            Ok(()) => return Ok(()),
-            Err(error) if error.kind() == ErrorKind::Invalid => return Err(error),
-            Err(error) => {
-                error!(kind = error.kind().as_str(), error = %report(&error), "pipeline failed, beginning again from the log")
-            }
-        }
-        if clock.monotonic() > began + Duration::from_secs(60) {
-            backoff.reset();
-        }
-        let wait = backoff.next_wait(chance.f64());
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            () = clock.sleep(wait) => {}
-        }
     }
 }

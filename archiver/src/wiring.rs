@@ -25,8 +25,9 @@ use tracing::{info, warn};
 
 use crate::config::{Config, RawArchive, Source};
 use crate::metrics::Metrics;
-use crate::pipeline::{Pipeline, PipelineError, Shared, supervise};
+use crate::pipeline::{Pipeline, PipelineError, Shared};
 use crate::status::SourceStatus;
+use crate::supervise::supervise;
 use crate::tables::OpenTables;
 use crate::upload::Segments;
 
