@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use support::{PATIENCE, Site};
 use tapedeck_testbed::events::nasty::Nasty;
-use tapedeck_testbed::{Program, Truth, oracle, shared_kafka};
+use tapedeck_testbed::{Admin, Generator, Loader, Program, Truth, Workload, oracle, shared_kafka};
 
 /// Spark takes most of a minute on a busy machine.
 const ENGINE_PATIENCE: Duration = Duration::from_secs(300);
@@ -45,13 +45,18 @@ impl<R: Read> Dump<R> {
     }
 }
 
-fn read_back(engine: &str, folder: &Path, out: &Path) -> Result<Vec<(i32, i64, u64)>> {
+/// Runs `readers/read_back.py`; answers what it printed.
+fn script(arguments: &[&str]) -> Result<String> {
     let python = std::env::var("TAPEDECK_PYTHON").unwrap_or_else(|_| "python3".to_owned());
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/readers/read_back.py");
-    let (folder, path) = (folder.display().to_string(), out.display().to_string());
-    let ended = Program::at(python).args([script, engine, &folder, &path]).run(ENGINE_PATIENCE)?;
-    ensure!(ended.code == Some(0), "{engine} (see scripts/needs.sh python): {}\n{}", ended.stdout, ended.stderr);
-    let count: usize = ended.stdout.split_whitespace().last().context("a count")?.parse()?;
+    let ended = Program::at(python).args([script]).args(arguments).run(ENGINE_PATIENCE)?;
+    ensure!(ended.code == Some(0), "{arguments:?} (see scripts/needs.sh python): {}\n{}", ended.stdout, ended.stderr);
+    Ok(ended.stdout)
+}
+
+fn read_back(engine: &str, folder: &Path, out: &Path) -> Result<Vec<(i32, i64, u64)>> {
+    let said = script(&[engine, &folder.display().to_string(), &out.display().to_string()])?;
+    let count: usize = said.split_whitespace().last().context("a count")?.parse()?;
     let mut dump = Dump(std::io::BufReader::new(std::fs::File::open(out)?));
     let mut events = (0..count).map(|_| dump.next()).collect::<Result<Vec<_>>>()?;
     // Engines promise no order; the judge wants each lane's.
@@ -76,5 +81,30 @@ fn every_engine_finds_every_event_once() -> Result<()> {
         println!("{engine}: {report}");
         assert!(report.is_clean(), "{engine}: {report}");
     }
+    Ok(())
+}
+
+/// Somebody lets another tool tidy up "the Delta table": its checkpoint knows nothing of our lanes' promises.
+#[test]
+fn a_checkpoint_that_another_tool_writes_into_the_log_is_lived_with() -> Result<()> {
+    let kafka = shared_kafka().bootstrap();
+    Admin::new(&kafka)?.create_topic("tidied", 4, &[])?;
+    let site = Site::on_disk()?.source("main", &kafka, "tidied", &["tidied"], "");
+    let events = Generator::new(Workload::C, 7, 9_000);
+    for round in 0..3 {
+        let loader = Loader::new(&kafka, &[])?;
+        for index in round * 3_000..(round + 1) * 3_000 {
+            loader.send("tidied", Some((index % 4) as i32), &events.event(index))?;
+        }
+        loader.finish()?;
+        let archiver = site.archiver()?;
+        site.wait_for_rows("tidied", (round + 1) * 3_000)?;
+        archiver.terminate()?;
+        assert_eq!(archiver.wait(PATIENCE)?.code, Some(0));
+        script(&["checkpoint", &site.file("archive/tidied").display().to_string()])?;
+    }
+    site.verify(&["--deep"])?;
+    let report = site.judge(&Truth::from_bus(&kafka, &["tidied"])?, "tidied")?;
+    assert!(report.is_clean(), "{report}");
     Ok(())
 }

@@ -1,6 +1,7 @@
 """Reads a table of an archive with an engine that knows nothing of us, and writes every event down for the test to judge.
 
 usage: read_back.py deltalake|polars|duckdb|spark TABLE_FOLDER OUT
+       read_back.py checkpoint TABLE_FOLDER    delta-rs writes a checkpoint of its own into our log
 Each event: partition i32, offset i64, time in ms i64, key, value, header count i32, then name and value of each header.
 A byte string is its length (i32, -1 for null) and its bytes. All little endian.
 """
@@ -81,6 +82,10 @@ def spark(folder):
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "checkpoint":
+        from deltalake import DeltaTable
+        DeltaTable(sys.argv[2]).create_checkpoint()
+        sys.exit()
     engine, folder, path = sys.argv[1:]
     count = 0
     with open(path, "wb") as out:
