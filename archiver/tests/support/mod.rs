@@ -79,7 +79,9 @@ impl Site {
         let archive =
             format!("archive: {{ url: '{}'{endpoint} }}\nsources:\n{}{}", self.options.url, self.sources, self.settings);
         let path = self.file("archiver.yaml");
-        std::fs::write(&path, archive)?;
+        // In one step: another replica may be reading it this moment.
+        std::fs::write(self.file("archiver.yaml.new"), archive)?;
+        std::fs::rename(self.file("archiver.yaml.new"), &path)?;
         Ok(path)
     }
 

@@ -92,6 +92,7 @@ impl Site {
     fn new(options: Options, kafka: &KafkaServer) -> Result<Self> {
         let temporary = tempfile::tempdir()?;
         let folder = options.folder.clone().unwrap_or_else(|| temporary.path().to_owned());
+        std::fs::create_dir_all(&folder)?;
         let own = std::env::current_exe()?;
         let bin = options.bin.clone().or_else(|| Some(own.parent()?.to_owned())).context("a folder of programs")?;
         Ok(Self { options, bin, folder, bootstrap: kafka.bootstrap(), _temporary: temporary })
@@ -211,8 +212,8 @@ impl Site {
             ensure!(!running.has_ended()?, "the archiver ended: {}", running.stderr());
             ensure!(Instant::now() < deadline, "the archiver is too slow");
             let status = http_json(address, "/api/v1/status")?;
-            let lanes =
-                status["sources"].as_array().into_iter().flatten().filter_map(|source| source["lanes"].as_array()).flatten();
+            let sources = status["sources"].as_object().context("sources by name")?.values();
+            let lanes = sources.filter_map(|source| source["lanes"].as_array()).flatten();
             if lanes.filter_map(|lane| lane["next"].as_u64()).sum::<u64>() >= self.options.count {
                 return Ok(());
             }
