@@ -136,19 +136,19 @@ impl OpenBatch {
         self.lanes.contains_key(lane)
     }
 
-    /// Bytes of rows that wait for the encoder.
-    pub fn raw_bytes(&self) -> usize {
-        self.groups.values().map(|group| group.bytes).sum()
+    /// Topics and hours in it.
+    pub fn groups(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// Each group with the bytes of its rows that wait for the encoder.
+    pub fn waiting(&self) -> impl Iterator<Item = (&GroupKey, usize)> {
+        self.groups.iter().map(|(key, group)| (key, group.bytes)).filter(|(_, bytes)| *bytes > 0)
     }
 
     /// Groups whose waiting rows have reached `chunk_bytes`.
     pub fn full_groups(&self, chunk_bytes: usize) -> Vec<GroupKey> {
         self.groups.iter().filter(|(_, group)| group.bytes >= chunk_bytes).map(|(key, _)| key.clone()).collect()
-    }
-
-    /// The group with the most waiting rows, and their bytes.
-    pub fn fullest_group(&self) -> Option<(&GroupKey, usize)> {
-        self.groups.iter().map(|(key, group)| (key, group.bytes)).max_by_key(|(_, bytes)| *bytes).filter(|(_, bytes)| *bytes > 0)
     }
 
     /// The group among `open` to which nothing was added for the longest time.

@@ -1,7 +1,7 @@
 //! Every metric of the archiver: names, help and labels in this one file. All names get the prefix `tapedeck_archiver_`.
 //! Never: a label taken from an event's content.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -180,7 +180,7 @@ impl Metrics {
         for reason in SealReason::ALL {
             let _ = self.seals.get_or_create(&SealLabels { source: name.to_owned(), reason: reason.as_str() });
         }
-        Arc::new(SourceMetrics { all: Arc::clone(self), source: name.to_owned(), bus: Mutex::default() })
+        Arc::new(SourceMetrics { all: Arc::clone(self), source: name.to_owned(), bus: Mutex::default(), shown: Mutex::default() })
     }
 
     /// What table logs tell their counts to.
@@ -216,6 +216,8 @@ pub struct SourceMetrics {
     all: Arc<Metrics>,
     source: String,
     bus: Mutex<BusCounts>,
+    /// Topics whose figures are shown.
+    shown: Mutex<BTreeSet<String>>,
 }
 
 impl SourceMetrics {
@@ -301,17 +303,29 @@ impl SourceMetrics {
     }
 
     fn observe_topics(&self, status: &SourceStatus) {
-        let mut topics: BTreeMap<&str, (Option<Timestamp>, u64)> = BTreeMap::new();
+        // What is not known of one lane is not known of its topic: no figure is better than one that looks well.
+        let mut topics: BTreeMap<&str, (Option<Timestamp>, Option<u64>)> = BTreeMap::new();
         for lane in &status.lanes {
-            let entry = topics.entry(&lane.topic).or_insert((lane.watermark, 0));
+            let entry = topics.entry(&lane.topic).or_insert((lane.watermark, Some(0)));
             entry.0 = entry.0.min(lane.watermark);
-            entry.1 += lane.lag().unwrap_or(0);
+            entry.1 = entry.1.zip(lane.lag()).map(|(sum, lag)| sum + lag);
+        }
+        let shown = topics.keys().map(|topic| (*topic).to_owned()).collect();
+        let before = std::mem::replace(&mut *self.shown.lock().unwrap_or_else(PoisonError::into_inner), shown);
+        for gone in before.iter().filter(|topic| !topics.contains_key(topic.as_str())) {
+            let labels = self.topic(gone);
+            self.all.lag.remove(&labels);
+            self.all.watermark.remove(&labels);
         }
         for (topic, (watermark, lag)) in topics {
             let labels = self.topic(topic);
-            self.all.lag.get_or_create(&labels).set(lag as i64);
-            if let Some(watermark) = watermark {
-                self.all.watermark.get_or_create(&labels).set(watermark.seconds());
+            match lag {
+                Some(lag) => drop(self.all.lag.get_or_create(&labels).set(lag as i64)),
+                None => drop(self.all.lag.remove(&labels)),
+            }
+            match watermark {
+                Some(watermark) => drop(self.all.watermark.get_or_create(&labels).set(watermark.seconds())),
+                None => drop(self.all.watermark.remove(&labels)),
             }
         }
     }

@@ -46,6 +46,10 @@ pub trait Tables: Send + Sync {
 
     /// The log of the table of a topic.
     async fn open(&self, topic: &str) -> Result<SharedLog, CommitError>;
+
+    /// True if the archive met the topic before this source of it: the topic had its table before this process asked for it, or was
+    /// made anew since. When in doubt it is true: then more is archived than was asked for, never less.
+    async fn met_before(&self, topic: &str, source: &str) -> bool;
 }
 
 /// Why a pipeline ended early. It is then built anew from the log.
@@ -119,7 +123,7 @@ struct Owned {
 /// Work that went on beside the loop.
 enum Done {
     /// The logs of these lanes' tables were read: where each stands, and whether its topic is known.
-    LookedUp(Vec<LookedUp>, Result<(), CommitError>),
+    LookedUp(Vec<(LaneId, u64)>, Result<Vec<LookedUp>, CommitError>),
     /// The bus said where these lanes can go on.
     Located(Vec<LookedUp>, Result<Vec<(LaneId, Located)>, BusError>),
     /// Starts and gaps were written, or somebody else was first: look again.
@@ -156,6 +160,10 @@ impl Pipeline {
     /// Archives until `stop`; then seals, stores, commits, acknowledges and leaves the bus. How long that may take is the caller's question.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), PipelineError> {
         let result = self.work(stop).await;
+        if result.is_err() {
+            // Until the next one has looked around, nothing is known and nothing is ready.
+            self.status.send_replace(SourceStatus::default());
+        }
         self.background.abort_all();
         self.consumer.close().await;
         result
@@ -165,12 +173,14 @@ impl Pipeline {
         let mut draining = false;
         let mut seal_now = self.shared.seal_now.clone();
         seal_now.mark_unchanged();
+        let mut progress = self.shared.segments.progress();
         loop {
             if draining && self.is_drained() {
                 self.publish_status();
                 return Ok(());
             }
             let clock = Arc::clone(&self.shared.clock);
+            let behind = self.is_behind();
             tokio::select! {
                 biased;
                 () = stop.cancelled(), if !draining => {
@@ -186,7 +196,8 @@ impl Pipeline {
                 }
                 Ok(()) = seal_now.changed(), if !draining => self.seal_all(SealReason::Manual),
                 () = clock.sleep_until(self.next_tick) => self.tick(),
-                incoming = self.consumer.next(), if !draining => self.take(incoming?)?,
+                Ok(()) = progress.changed(), if behind => self.feed(),
+                incoming = self.consumer.next(), if !draining && !behind => self.take(incoming?)?,
             }
         }
     }
@@ -267,9 +278,7 @@ impl Pipeline {
         for (name, reason) in due {
             self.seal(&name, reason);
         }
-        for table in self.tables.values_mut() {
-            table.feed(&self.shared.segments, &self.shared.budget);
-        }
+        self.feed();
         self.relieve();
         if now >= self.next_status {
             self.next_status = now + STATUS_PER_LANE * self.lanes.len() as u32;
@@ -277,8 +286,26 @@ impl Pipeline {
         }
     }
 
+    /// Gives the encoders what waits for them.
+    fn feed(&mut self) {
+        for table in self.tables.values_mut() {
+            table.feed(&self.shared.segments, &self.shared.budget);
+        }
+    }
+
+    /// True while the encoders cannot keep up. Rows that wait in memory are not archived sooner, and what is no longer in the
+    /// CPU's cache, or in memory that was used before, costs more to encode.
+    fn is_behind(&self) -> bool {
+        let budget = &self.shared.budget;
+        budget.used() > budget.capacity() / 8
+            && self.tables.values().map(|table| table.backlog(budget)).sum::<usize>() >= budget.capacity() / 8
+    }
+
     /// Makes room while memory is short. Each step either shrinks what is held or ends the loop.
     fn relieve(&mut self) {
+        if self.shared.budget.used() < self.shared.budget.capacity() / 2 {
+            return;
+        }
         for _ in 0..self.tables.len() * 4 {
             let names: Vec<_> = self.tables.keys().cloned().collect();
             let loads: Vec<TableLoad> = self.tables.values().enumerate().map(|(number, table)| table.load(number)).collect();
@@ -349,7 +376,9 @@ impl Pipeline {
 
     fn lost(&mut self, lanes: &[LaneId]) {
         warn!(lanes = lanes.len(), "lanes were lost, abandoning what is held of their tables");
-        let names: BTreeSet<_> = lanes.iter().filter_map(|lane| Some(Arc::clone(&self.table_of_lane(lane)?.name))).collect();
+        // Lanes that were revoked too slowly are not ours any more, and their events are still held.
+        let held = self.tables.values().filter(|table| lanes.iter().any(|lane| table.batcher.reads(lane) || table.holds(lane)));
+        let names: BTreeSet<_> = held.map(|table| Arc::clone(&table.name)).collect();
         for lane in lanes {
             self.lanes.remove(lane);
         }
@@ -367,10 +396,7 @@ impl Pipeline {
 
     async fn take_back(&mut self, done: Done) -> Result<(), PipelineError> {
         match done {
-            Done::LookedUp(found, result) => {
-                result?;
-                self.locate(found);
-            }
+            Done::LookedUp(asked, found) => self.looked_up(asked, found)?,
             Done::Located(found, answers) => self.located(found, answers?).await?,
             Done::Written(lanes, result) => {
                 result?;

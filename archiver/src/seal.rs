@@ -60,11 +60,11 @@ impl SealPolicy {
 pub struct TableLoad {
     /// The caller's number of the table.
     pub table: usize,
-    /// Bytes of events that are not encoded yet, in its fullest group.
+    /// Bytes of events that could be encoded now, in its fullest group.
     pub fullest_group: usize,
-    /// Bytes of events that are not encoded yet.
+    /// Bytes of events that could be encoded now, and wait for more.
     pub raw: usize,
-    /// Bytes that are encoded and wait for the store.
+    /// Bytes that are encoded, and wait for their row group to be full.
     pub encoded: usize,
     /// True if its previous batch is still on the way to the store, so that this one cannot be sealed yet.
     pub storing: bool,
@@ -79,7 +79,8 @@ pub enum Relief {
     Seal(usize),
 }
 
-/// Chooses what gives way. Encoding goes first, since it costs nothing but smaller pages; sealing costs a small segment.
+/// Chooses what gives way. Encoding goes first, since it costs nothing but smaller pages; sealing costs a small segment, and
+/// helps only against what would stay for ever: rows before a busy encoder and parts on their way to the store leave anyhow.
 /// Raw bytes of less than `encode_bytes_min` are not worth an early encoding.
 pub fn relief(loads: &[TableLoad], used: usize, capacity: usize, encode_bytes_min: usize) -> Option<Relief> {
     if used < capacity / 2 {
@@ -89,7 +90,8 @@ pub fn relief(loads: &[TableLoad], used: usize, capacity: usize, encode_bytes_mi
     if let Some(load) = fullest {
         return Some(Relief::EncodeFullest(load.table));
     }
-    if used < capacity / 4 * 3 {
+    let stays: usize = loads.iter().map(|load| load.raw + load.encoded).sum();
+    if stays < capacity / 2 {
         return None;
     }
     let heaviest =
@@ -126,8 +128,13 @@ mod tests {
         let loads = [load(0, 10, 500, false), load(1, 40, 0, false)];
         assert_eq!(relief(&loads, 499, 1000, 8), None);
         assert_eq!(relief(&loads, 500, 1000, 8), Some(Relief::EncodeFullest(1)));
-        assert_eq!(relief(&loads, 700, 1000, 50), None);
         assert_eq!(relief(&loads, 750, 1000, 50), Some(Relief::Seal(0)));
+    }
+
+    #[test]
+    fn what_leaves_by_itself_is_waited_for() {
+        assert_eq!(relief(&[load(0, 0, 400, false)], 1000, 1000, 8), None, "the rest is with encoders and the store");
+        assert_eq!(relief(&[load(0, 0, 500, false)], 1000, 1000, 8), Some(Relief::Seal(0)));
     }
 
     #[test]

@@ -30,7 +30,7 @@ where
         };
         match result {
             Ok(()) => return Ok(()),
-            Err(error) if error.kind() == ErrorKind::Invalid => return Err(error),
+            Err(error) if error.kind() == ErrorKind::Invalid || stop.is_cancelled() => return Err(error),
             Err(error) => {
                 error!(kind = error.kind().as_str(), error = %report(&error), "pipeline failed, beginning again from the log")
             }

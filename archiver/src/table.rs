@@ -6,17 +6,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::{try_join, try_join_all};
+use futures::future::try_join;
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use tapedeck_common::budget::ByteBudget;
 use tapedeck_common::bus::RevokeGuard;
 use tapedeck_common::commit::{Appended, CommitError, CommitLog, Receipt, SegmentRef};
 use tapedeck_common::error::ErrorKind;
-use tapedeck_common::limits::{CHUNK_BYTES, OPEN_SEGMENTS_MAX};
+use tapedeck_common::limits::{BATCH_GROUPS_MAX, CHUNK_BYTES, OPEN_SEGMENTS_MAX};
 use tapedeck_common::position::{LaneId, Position};
 use tapedeck_common::time::Timestamp;
 use tokio::sync::Mutex;
 
-use crate::batcher::{Batcher, GroupKey, OpenBatch};
+use crate::batcher::{Batcher, Chunk, GroupKey, OpenBatch};
 use crate::pipeline::Shared;
 use crate::seal::{SealPolicy, SealReason, TableLoad};
 use crate::status::LaneStatus;
@@ -111,16 +112,37 @@ impl Table {
 
     /// Sends every group whose waiting rows make a full chunk to its encoder.
     pub fn feed(&mut self, store: &Segments, budget: &ByteBudget) {
-        let chunk_bytes = (budget.capacity() / 8 / (self.segments.len() + 1)).clamp(CHUNK_BYTES_MIN, CHUNK_BYTES);
         let Some(open) = self.batcher.open() else { return };
-        for key in open.full_groups(chunk_bytes) {
+        for key in open.full_groups(self.chunk_bytes(budget)) {
             self.feed_group(&key, store);
         }
     }
 
+    /// Rows that make a chunk: smaller with many segments, so that what waits for chunks to fill stays a share of the memory.
+    fn chunk_bytes(&self, budget: &ByteBudget) -> usize {
+        (budget.capacity() / 8 / (self.segments.len() + 1)).clamp(CHUNK_BYTES_MIN, CHUNK_BYTES)
+    }
+
+    /// Bytes of full chunks whose encoder is busy.
+    pub fn backlog(&self, budget: &ByteBudget) -> usize {
+        let (open, chunk_bytes) = (self.batcher.open(), self.chunk_bytes(budget));
+        let waiting = open.into_iter().flat_map(OpenBatch::waiting);
+        waiting.filter(|(key, bytes)| *bytes >= chunk_bytes && !self.can_encode(key)).map(|(_, bytes)| bytes).sum()
+    }
+
+    /// The group with the most waiting rows among those whose encoder has room, and their bytes.
+    fn fullest_group(&self) -> Option<(&GroupKey, usize)> {
+        let waiting = self.batcher.open().into_iter().flat_map(OpenBatch::waiting);
+        waiting.filter(|(key, _)| self.can_encode(key)).max_by_key(|(_, bytes)| *bytes)
+    }
+
+    fn can_encode(&self, key: &GroupKey) -> bool {
+        self.segments.get(key).is_none_or(OpenSegment::has_room)
+    }
+
     /// Sends the fullest group's waiting rows to its encoder. False if there is nothing to send, or no room there.
     pub fn feed_fullest(&mut self, store: &Segments) -> bool {
-        let key = self.batcher.open().and_then(|open| open.fullest_group()).map(|(key, _)| key.clone());
+        let key = self.fullest_group().map(|(key, _)| key.clone());
         key.is_some_and(|key| self.feed_group(&key, store))
     }
 
@@ -139,15 +161,13 @@ impl Table {
 
     /// What the table holds in memory.
     pub fn load(&self, number: usize) -> TableLoad {
-        let open = self.batcher.open();
-        // A group whose encoder is busy cannot be relieved now.
-        let fullest = open.and_then(OpenBatch::fullest_group);
-        let can_encode = fullest.is_some_and(|(key, _)| self.segments.get(key).is_none_or(OpenSegment::has_room));
+        // What waits for a busy encoder goes by itself.
+        let waiting = self.batcher.open().into_iter().flat_map(OpenBatch::waiting);
         TableLoad {
             table: number,
-            fullest_group: fullest.filter(|_| can_encode).map_or(0, |(_, bytes)| bytes),
-            raw: open.map_or(0, OpenBatch::raw_bytes),
-            encoded: self.segments.values().chain(&self.finished).map(OpenSegment::memory_bytes).sum(),
+            fullest_group: self.fullest_group().map_or(0, |(_, bytes)| bytes),
+            raw: waiting.filter(|(key, _)| self.can_encode(key)).map(|(_, bytes)| bytes).sum(),
+            encoded: self.segments.values().map(OpenSegment::held_bytes).sum(),
             storing: self.storing.is_some(),
         }
     }
@@ -159,6 +179,9 @@ impl Table {
             // Storing the batch fails at once with the segment's own error, and that is handled in one place.
             return Some(SealReason::Bytes);
         }
+        if open.groups() >= BATCH_GROUPS_MAX {
+            return Some(SealReason::Memory);
+        }
         let encoded = self.segments.values().chain(&self.finished).map(OpenSegment::encoded_bytes).sum();
         policy.reason(encoded, now.saturating_sub(open.opened))
     }
@@ -166,6 +189,18 @@ impl Table {
     /// The reason for which the open batch waits to be sealed behind the one that is being stored.
     pub fn seal_wanted(&self) -> Option<SealReason> {
         self.seal_wanted
+    }
+
+    /// A lane is read from `at` on, and everything before is in the log.
+    pub fn resume(&mut self, lane: &LaneId, at: Position) {
+        self.committed.insert(lane.clone(), at);
+        self.batcher.resume(lane, at);
+    }
+
+    /// True if events of the lane are held or on their way.
+    pub fn holds(&self, lane: &LaneId) -> bool {
+        self.batcher.open().is_some_and(|open| open.touches(lane))
+            || self.storing.as_ref().is_some_and(|storing| storing.lanes.contains(lane))
     }
 
     /// Keeps the bus waiting until what is held of a lane is stored.
@@ -201,11 +236,13 @@ impl Table {
         let mut segments = std::mem::take(&mut self.segments);
         let mut rests = Vec::new();
         for (key, chunk) in batch.take_all() {
-            let segment = segments.remove(&key).unwrap_or_else(|| shared.segments.open(&self.name, &key, batch.opened_at));
-            rests.push((segment, Some(chunk)));
+            rests.push(match segments.remove(&key) {
+                Some(segment) => Rest::Open(segment, Some(chunk)),
+                None => Rest::Waiting(key, chunk),
+            });
         }
         let early = std::mem::take(&mut self.finished);
-        rests.extend(segments.into_values().chain(early).map(|segment| (segment, None)));
+        rests.extend(segments.into_values().chain(early).map(|segment| Rest::Open(segment, None)));
         self.storing = Some(StoredBatch {
             reason,
             rows: batch.rows,
@@ -213,7 +250,7 @@ impl Table {
             lanes: batch.lanes().cloned().collect(),
             _guards: std::mem::take(&mut self.guards),
         });
-        Some(store(rests, batch, Arc::clone(&self.log), shared.clone()))
+        Some(store(Arc::clone(&self.name), rests, batch, Arc::clone(&self.log), shared.clone()))
     }
 
     /// The batch that was being stored is done with, for better or worse. Its guards go with what comes back.
@@ -267,8 +304,7 @@ impl Table {
 
     /// Adds what is known of a lane to its status.
     pub fn describe(&mut self, lane: &LaneId, status: &mut LaneStatus) {
-        let holds = self.batcher.open().is_some_and(|open| open.touches(lane))
-            || self.storing.as_ref().is_some_and(|storing| storing.lanes.contains(lane));
+        let holds = self.holds(lane);
         status.reading = self.batcher.reads(lane);
         status.next = self.batcher.next(lane);
         // Behind the last event there may be positions that hold none; they need no record.
@@ -293,16 +329,30 @@ fn make_room(segments: &mut BTreeMap<GroupKey, OpenSegment>, finished: &mut Vec<
     }
 }
 
+/// What becomes of a group when its batch is sealed.
+enum Rest {
+    /// Its segment is being written; the last rows, if there are some, go there.
+    Open(OpenSegment, Option<Chunk>),
+    /// It was too small for a segment so far.
+    Waiting(GroupKey, Chunk),
+}
+
 /// Finishes all segments, then asks the log. The log is caught up with while the segments are on their way: with many
-/// writers that is what makes the first attempt succeed.
+/// writers that is what makes the first attempt succeed. A batch may be of thousands of hours: a few segments at a time.
 async fn store(
-    rests: Vec<(OpenSegment, Option<crate::batcher::Chunk>)>,
+    table: Arc<str>,
+    rests: Vec<Rest>,
     batch: OpenBatch,
     log: SharedLog,
     shared: Shared,
 ) -> Result<Stored, StoreFailure> {
     let began = shared.clock.monotonic();
-    let uploads = try_join_all(rests.into_iter().map(|(segment, rest)| segment.finish(rest)));
+    let (segments, opened_at) = (&shared.segments, batch.opened_at);
+    let finish = |rest| match rest {
+        Rest::Open(segment, chunk) => segment.finish(chunk),
+        Rest::Waiting(key, chunk) => segments.open(&table, &key, opened_at).finish(Some(chunk)),
+    };
+    let uploads = stream::iter(rests).map(finish).buffer_unordered(OPEN_SEGMENTS_MAX).try_collect::<Vec<_>>();
     let uploads = async { Ok::<_, StoreFailure>(uploads.await?) };
     // Both are waited for: half a look at the log, left lying, would keep the log locked for ever.
     let catch_up = async { Ok(log.lock().await.checkpoint().await?) };

@@ -12,7 +12,7 @@ use tapedeck_common::error::{ErrorKind, report};
 use tapedeck_storage::archive::Archive;
 use tapedeck_storage::log::{LogObserver, TableLog, TableOptions};
 use tapedeck_storage::store::StoreError;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OnceCell};
 use tracing::warn;
 
 use crate::config::TableRules;
@@ -26,7 +26,15 @@ pub struct OpenTables {
     clock: Arc<dyn Clock>,
     observer: Arc<dyn LogObserver>,
     chance: Mutex<fastrand::Rng>,
-    logs: Mutex<BTreeMap<Arc<str>, SharedLog>>,
+    logs: Mutex<BTreeMap<Arc<str>, Arc<OnceCell<SharedLog>>>>,
+    met: Mutex<BTreeMap<String, Met>>,
+}
+
+/// What was known of a topic when this process first asked for its table.
+struct Met {
+    had_a_table: bool,
+    /// The first source that it had since.
+    source: Option<String>,
 }
 
 impl OpenTables {
@@ -38,7 +46,7 @@ impl OpenTables {
         observer: Arc<dyn LogObserver>,
         chance: fastrand::Rng,
     ) -> Self {
-        Self { archive, writer, clock, observer, chance: Mutex::new(chance), logs: Mutex::default() }
+        Self { archive, writer, clock, observer, chance: Mutex::new(chance), logs: Mutex::default(), met: Mutex::default() }
     }
 
     /// The tables of one source, by its rules.
@@ -46,26 +54,36 @@ impl OpenTables {
         SourceTables { rules, open: Arc::clone(self) }
     }
 
+    async fn met_before(&self, topic: &str, source: &str) -> bool {
+        let mut met = self.met.lock().await;
+        let Some(first) = met.get_mut(topic) else { return true };
+        first.had_a_table || first.source.get_or_insert_with(|| source.to_owned()) != source
+    }
+
     async fn log(&self, table: &Arc<str>, topic: &str) -> Result<SharedLog, CommitError> {
         self.settle(table, topic).await?;
-        // Held while a log is opened, so that no table is ever opened twice.
-        let mut logs = self.logs.lock().await;
-        if let Some(log) = logs.get(table) {
-            return Ok(Arc::clone(log));
-        }
+        // Whoever opens a table holds its own cell alone: no table is opened twice, and none waits for another.
+        let cell = Arc::clone(self.logs.lock().await.entry(Arc::clone(table)).or_default());
+        let log = cell.get_or_try_init(|| self.open(table)).await?;
+        Ok(Arc::clone(log))
+    }
+
+    async fn open(&self, table: &str) -> Result<SharedLog, CommitError> {
         let chance = self.chance.lock().await.fork();
-        let options = TableOptions::of(table.to_string(), self.writer.clone());
+        let options = TableOptions::of(table.to_owned(), self.writer.clone());
         let log =
             TableLog::open(&self.archive.store, options, Arc::clone(&self.clock), chance, Arc::clone(&self.observer)).await?;
-        let log: SharedLog = Arc::new(Mutex::new(Box::new(log) as Box<dyn CommitLog>));
-        logs.insert(Arc::clone(table), Arc::clone(&log));
-        Ok(log)
+        Ok(Arc::new(Mutex::new(Box::new(log) as Box<dyn CommitLog>)))
     }
 
     /// Writes down, once and for all, that the topic goes to the table. Waits out an absent store.
     async fn settle(&self, table: &str, topic: &str) -> Result<(), CommitError> {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
         let mut chance = self.chance.lock().await.fork();
+        if !self.met.lock().await.contains_key(topic) {
+            let had_a_table = self.archive.has_topic(topic).await.unwrap_or(true);
+            self.met.lock().await.entry(topic.to_owned()).or_insert(Met { had_a_table, source: None });
+        }
         loop {
             let error = match self.archive.settle_topic(topic, table, &*self.clock, &mut chance).await {
                 Ok(()) => return Ok(()),
@@ -98,6 +116,10 @@ impl Tables for SourceTables {
 
     fn is_shared(&self, topic: &str) -> bool {
         self.rules.has_rule(topic)
+    }
+
+    async fn met_before(&self, topic: &str, source: &str) -> bool {
+        self.open.met_before(topic, source).await
     }
 
     async fn open(&self, topic: &str) -> Result<SharedLog, CommitError> {

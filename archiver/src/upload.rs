@@ -17,7 +17,7 @@ use tapedeck_common::time::Timestamp;
 use tapedeck_storage::ids::fresh_uuid;
 use tapedeck_storage::layout;
 use tapedeck_storage::segment::{SegmentError, SegmentStore, SegmentUpload, SegmentWriter, WriterOptions};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::batcher::{Chunk, GroupKey};
@@ -68,12 +68,15 @@ struct Inner {
     open: AtomicUsize,
     seeds: AtomicU64,
     options: WriterOptions,
+    /// Counts up when an encoder has room again.
+    progress: watch::Sender<u64>,
 }
 
 impl Segments {
-    /// Segments go to `store`; at most `encoders` chunks are encoded at once.
+    /// Segments go to `store`, written as `options` say; at most `encoders` chunks are encoded at once.
     pub fn new(
         store: SegmentStore,
+        options: WriterOptions,
         clock: Arc<dyn Clock>,
         budget: ByteBudget,
         pool: Arc<ColumnsPool>,
@@ -81,7 +84,13 @@ impl Segments {
         seed: u64,
     ) -> Self {
         let (encoders, open, seeds) = (Semaphore::new(encoders), AtomicUsize::new(0), AtomicU64::new(seed));
-        Self(Arc::new(Inner { store, clock, budget, pool, encoders, open, seeds, options: WriterOptions::default() }))
+        let progress = watch::Sender::new(0);
+        Self(Arc::new(Inner { store, clock, budget, pool, encoders, open, seeds, options, progress }))
+    }
+
+    /// Changes when an encoder has room again.
+    pub fn progress(&self) -> watch::Receiver<u64> {
+        self.0.progress.subscribe()
     }
 
     /// Begins a segment of a table, under a fresh name. Nothing is written before its first chunk.
@@ -122,7 +131,7 @@ impl Drop for Counted {
 #[derive(Debug, Default)]
 struct Gauge {
     encoded: AtomicU64,
-    memory: AtomicUsize,
+    held: AtomicUsize,
     ended: AtomicBool,
 }
 
@@ -156,9 +165,9 @@ impl OpenSegment {
         self.gauge.encoded.load(Ordering::Relaxed)
     }
 
-    /// Bytes that it holds in memory.
-    pub fn memory_bytes(&self) -> usize {
-        self.gauge.memory.load(Ordering::Relaxed)
+    /// Bytes that it holds until its row group is full; parts on their way leave by themselves and are not counted.
+    pub fn held_bytes(&self) -> usize {
+        self.gauge.held.load(Ordering::Relaxed)
     }
 
     /// True if the work ended although more chunks may come: it failed, and [`Self::finish`] tells how.
@@ -204,6 +213,7 @@ impl Worker {
         let mut rows = false;
         while let Some(chunk) = self.next(&mut inbox).await? {
             rows = true;
+            self.inner.progress.send_modify(|count| *count += 1);
             self.encode(chunk).await?;
             let parts = self.writer().take_parts(PART_BYTES);
             for part in parts {
@@ -224,7 +234,7 @@ impl Worker {
         let segment = finished.into_ref(self.path.clone(), self.inner.clock.now());
         self.held.resize(0);
         self.gauge.encoded.store(segment.size, Ordering::Relaxed);
-        self.gauge.memory.store(0, Ordering::Relaxed);
+        self.gauge.held.store(0, Ordering::Relaxed);
         Ok(Some(segment))
     }
 
@@ -248,9 +258,8 @@ impl Worker {
 
     async fn encode(&mut self, chunk: Chunk) -> Result<(), UploadError> {
         let Chunk { blocks, permit } = chunk;
-        // Rows of an open group are held packed: a group of the whole share takes a quarter of it or less, unless nothing packs.
         let open = self.inner.open.load(Ordering::Relaxed).max(1);
-        let row_group_bytes = (self.inner.budget.capacity() / open).clamp(ROW_GROUP_BYTES_MIN, ROW_GROUP_BYTES);
+        let row_group_bytes = (self.inner.budget.capacity() / (4 * open)).clamp(ROW_GROUP_BYTES_MIN, ROW_GROUP_BYTES);
         let mut writer = self.writer.take().expect("the writer is back between chunks");
         writer.set_row_group_bytes(row_group_bytes);
         let encoded = self.blocking(move || {
@@ -273,9 +282,8 @@ impl Worker {
     fn account(&mut self) {
         let writer = self.writer.as_ref().expect("the writer is back between chunks");
         let held = writer.memory_bytes();
-        let in_flight = self.upload.as_ref().map_or(0, SegmentUpload::in_flight_bytes);
         self.gauge.encoded.store(writer.encoded_bytes(), Ordering::Relaxed);
-        self.gauge.memory.store(held + in_flight, Ordering::Relaxed);
+        self.gauge.held.store(held, Ordering::Relaxed);
         self.held.resize(held);
     }
 

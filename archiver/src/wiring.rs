@@ -19,9 +19,10 @@ use tapedeck_kafka::config::KafkaSettings;
 use tapedeck_kafka::consumer::KafkaConsumer;
 use tapedeck_storage::archive::{Archive, TABLE_PER_TOPIC};
 use tapedeck_storage::probe::probe;
+use tapedeck_storage::segment::{PartPool, WriterOptions};
 use tapedeck_storage::store::{Store, StoreError, StoreOptions, open_store};
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::config::{Config, RawArchive, Source};
 use crate::metrics::Metrics;
@@ -31,8 +32,10 @@ use crate::supervise::supervise;
 use crate::tables::OpenTables;
 use crate::upload::Segments;
 
-/// Share of the memory budget that idle column buffers may keep: they are reused within milliseconds while events flow.
-const POOL_SHARE: usize = 16;
+/// Shares of the memory budget that idle buffers may keep: they are reused within milliseconds while events flow. A chunk that
+/// was encoded gives its columns back all at once, so they get more than parts do.
+const COLUMNS_POOL_SHARE: usize = 8;
+const PART_POOL_SHARE: usize = 16;
 
 /// A pipeline that does not go round for so long is stuck: it never waits for the bus or the store itself.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -124,9 +127,14 @@ impl Archiver {
             results = work => results,
             () = overdue.cancelled() => return Ok(self.left(admin, Exit::Unfinished)),
         };
-        let failed = results.into_iter().find_map(Result::err);
-        let exit = self.left(admin, Exit::Done);
-        failed.map_or(Ok(exit), |error| Err(Failure::new(error.kind(), error)))
+        match results.into_iter().find_map(Result::err) {
+            None => Ok(self.left(admin, Exit::Done)),
+            Some(error) => {
+                let failure = Failure::new(error.kind(), error);
+                self.left(admin, failure.exit());
+                Err(failure)
+            }
+        }
     }
 
     /// The admin endpoint ends last, so that probes are answered to the end.
@@ -175,11 +183,13 @@ impl Archiver {
     }
 
     fn shared(&mut self, archive: &Archive, metrics: &Arc<Metrics>) -> SharedParts {
-        let pooled = self.config.memory_budget / POOL_SHARE;
-        let (budget, pool) = (ByteBudget::new(self.config.memory_budget - pooled), Arc::new(ColumnsPool::new(pooled)));
+        let memory = self.config.memory_budget;
+        let (columns_pool, part_pool) = (memory / COLUMNS_POOL_SHARE, memory / PART_POOL_SHARE);
+        let (budget, pool) = (ByteBudget::new(memory - columns_pool - part_pool), Arc::new(ColumnsPool::new(columns_pool)));
         let encoders = std::thread::available_parallelism().map_or(1, usize::from);
         let segments = Segments::new(
             archive.store.segments(Arc::clone(&self.clock)),
+            WriterOptions { parts: Arc::new(PartPool::new(part_pool)), ..WriterOptions::default() },
             Arc::clone(&self.clock),
             budget.clone(),
             Arc::clone(&pool),
@@ -228,7 +238,7 @@ impl Archiver {
             policy: self.config.seal,
             seal_now: parts.seal_now.clone(),
         };
-        let metrics = metrics.source(&source.name);
+        let (name, metrics) = (source.name.clone(), metrics.source(&source.name));
         let picture = Arc::new(self.pictures.add(&source.name));
         let heartbeat = heartbeats.register(format!("pipeline {}", source.name), SILENCE_MAX);
         let pulse: Arc<dyn Fn() + Send + Sync> = Arc::new(move || heartbeat.tick());
@@ -239,7 +249,16 @@ impl Archiver {
             metrics.follow(consumer.counters());
             Ok(Pipeline::new(shared.clone(), Box::new(consumer), Arc::clone(&metrics), Arc::clone(&picture), Arc::clone(&pulse)))
         };
-        supervise(build, Arc::clone(&self.clock), self.chance.fork(), self.shutdown.stopping().clone())
+        let (clock, chance, shutdown) = (Arc::clone(&self.clock), self.chance.fork(), self.shutdown.clone());
+        async move {
+            let result = supervise(build, clock, chance, shutdown.stopping().clone()).await;
+            if let Err(error) = &result {
+                // A process that archives one source less than it was told to must not look well.
+                error!(source = %name, error = %report(error), "this source cannot go on, stopping the process");
+                shutdown.stop();
+            }
+            result
+        }
     }
 }
 

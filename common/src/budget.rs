@@ -9,6 +9,8 @@ use tokio::sync::Notify;
 struct Shared {
     capacity: usize,
     used: AtomicUsize,
+    /// The part of it that is in use for good.
+    aside: AtomicUsize,
     freed: Notify,
 }
 
@@ -19,7 +21,8 @@ pub struct ByteBudget(Arc<Shared>);
 impl ByteBudget {
     /// A budget of `capacity` bytes.
     pub fn new(capacity: usize) -> Self {
-        Self(Arc::new(Shared { capacity, used: AtomicUsize::new(0), freed: Notify::new() }))
+        let (used, aside) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self(Arc::new(Shared { capacity, used, aside, freed: Notify::new() }))
     }
 
     /// Its size in bytes.
@@ -32,10 +35,11 @@ impl ByteBudget {
         self.0.used.load(Ordering::Acquire)
     }
 
-    /// Reserves `bytes` if there is room now. Something larger than the whole budget gets in when nothing else is in use:
-    /// one giant event must not block its lane for ever.
+    /// Reserves `bytes` if there is room now. Something larger than the whole budget gets in when nothing is in use but what was
+    /// set aside: one giant event must not block its lane for ever.
     pub fn try_reserve(&self, bytes: usize) -> Option<BytePermit> {
-        let fits = |used: usize| (used == 0 || used.saturating_add(bytes) <= self.0.capacity).then(|| used + bytes);
+        let aside = self.0.aside.load(Ordering::Acquire);
+        let fits = |used: usize| (used <= aside || used.saturating_add(bytes) <= self.0.capacity).then(|| used + bytes);
         self.0.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).ok()?;
         Some(BytePermit { budget: self.clone(), bytes })
     }
@@ -60,11 +64,32 @@ impl ByteBudget {
         BytePermit { budget: self.clone(), bytes }
     }
 
+    /// Reserves for as long as somebody works at all, such as a client's own queue: it keeps nobody out who would else be alone.
+    pub fn set_aside(&self, bytes: usize) -> Aside {
+        self.0.aside.fetch_add(bytes, Ordering::AcqRel);
+        Aside { _permit: self.force(bytes), bytes, budget: self.clone() }
+    }
+
     fn free(&self, bytes: usize) {
         if bytes > 0 {
             self.0.used.fetch_sub(bytes, Ordering::AcqRel);
             self.0.freed.notify_waiters();
         }
+    }
+}
+
+/// Bytes that are set aside until this is dropped.
+#[derive(Debug)]
+#[must_use = "dropping it gives its bytes back"]
+pub struct Aside {
+    budget: ByteBudget,
+    bytes: usize,
+    _permit: BytePermit,
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        self.budget.0.aside.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }
 
@@ -114,6 +139,20 @@ impl Drop for BytePermit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_set_aside_keeps_no_giant_out() {
+        let budget = ByteBudget::new(100);
+        let (one, two) = (budget.set_aside(20), budget.set_aside(20));
+        let small = budget.try_reserve(60).expect("room");
+        assert!(budget.try_reserve(1).is_none());
+        drop(small);
+        drop(budget.try_reserve(1_000).expect("it is alone"));
+        drop(two);
+        assert_eq!(budget.used(), 20);
+        drop(one);
+        assert_eq!(budget.used(), 0);
+    }
 
     #[test]
     fn dropping_gives_back_on_every_path() {

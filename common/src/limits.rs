@@ -26,6 +26,9 @@ pub const PARTS_IN_FLIGHT: usize = 4;
 /// Windows open in one batch; past it the least recently used segment is finished and its room reused.
 pub const OPEN_SEGMENTS_MAX: usize = 64;
 
+/// Topics and hours in one batch: each becomes a segment and a kilobyte of the record, however few events it has.
+pub const BATCH_GROUPS_MAX: usize = 1_000;
+
 /// Columns larger than this go back to the system instead of into the pool.
 pub const POOLED_COLUMNS_BYTES_MAX: usize = 4 * MIB;
 

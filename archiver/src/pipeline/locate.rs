@@ -10,6 +10,7 @@ use std::sync::Arc;
 use futures::FutureExt as _;
 use tapedeck_common::bus::{Located, ToLocate};
 use tapedeck_common::commit::{Advance, CommitError, Record};
+use tapedeck_common::error::{ErrorKind, report};
 use tapedeck_common::position::{LaneId, Position, Span};
 use tracing::error;
 
@@ -51,16 +52,39 @@ impl Pipeline {
         }
         for lanes in by_table.into_values() {
             let tables = Arc::clone(&self.shared.tables);
+            let asked = lanes.iter().map(|wanted| (wanted.lane.clone(), wanted.assignment)).collect();
             self.background.spawn(async move {
                 let mut found = Vec::new();
                 let result = look_up_table(&*tables, lanes, &mut found).await;
-                Done::LookedUp(found, result)
+                Done::LookedUp(asked, result.map(|()| found))
             });
         }
     }
 
+    /// A table whose log is damaged stops its own lanes, and nobody else's.
+    pub(super) fn looked_up(
+        &mut self,
+        asked: Vec<(LaneId, u64)>,
+        found: Result<Vec<LookedUp>, CommitError>,
+    ) -> Result<(), PipelineError> {
+        match found {
+            Ok(found) => self.locate(found),
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                error!(error = %report(&error), lanes = asked.len(), "the log of a table is damaged, its lanes are halted");
+                for (lane, assignment) in asked {
+                    if let Some(owned) = self.lanes.get_mut(&lane).filter(|owned| owned.assignment == assignment) {
+                        owned.halted = true;
+                        self.metrics.halted(&owned.topic);
+                    }
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
     /// Asks the bus about lanes whose log was read, beside the loop. A bus that does not answer delays them, not the other lanes.
-    pub(super) fn locate(&mut self, mut found: Vec<LookedUp>) {
+    fn locate(&mut self, mut found: Vec<LookedUp>) {
         found.retain(|lane| self.is_ours(&lane.lane, lane.assignment));
         let questions = found.iter().map(|known| ToLocate {
             lane: known.lane.clone(),
@@ -125,7 +149,7 @@ impl Pipeline {
         }
         for (known, at) in &lanes {
             if let Some(table) = self.tables.get_mut(&self.shared.tables.table_of(&known.topic)) {
-                table.batcher.resume(&known.lane, *at);
+                table.resume(&known.lane, *at);
             }
         }
         self.look_up(again);
@@ -168,7 +192,8 @@ async fn look_up_table(tables: &dyn Tables, lanes: Vec<Wanted>, found: &mut Vec<
         known.log = checkpoint.get(&known.lane).copied();
         // A topic that was made again has a new source; in a table of its own any lane tells that its name is known.
         let own_table = !tables.is_shared(&known.topic);
-        known.topic_known = checkpoint.keys().any(|lane| own_table || lane.source == known.lane.source);
+        let in_the_log = checkpoint.keys().any(|lane| own_table || lane.source == known.lane.source);
+        known.topic_known = in_the_log || !own_table && tables.met_before(&known.topic, &known.lane.source).await;
     }
     Ok(())
 }

@@ -20,7 +20,7 @@ use tapedeck_storage::layout;
 use tapedeck_storage::log::verify::LaneReport;
 use tapedeck_storage::log::view::History;
 use tapedeck_storage::log::{TableView, VerifyOptions, verify_table};
-use tapedeck_storage::segment::{Scan, SegmentReader, SegmentStore};
+use tapedeck_storage::segment::{Scan, SegmentReader, SegmentStore, WriterOptions};
 use tapedeck_storage::store::Store;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -133,7 +133,15 @@ impl World {
         let metrics = Metrics::register(&mut registry);
         let tables = OpenTables::new(archive, "test".to_owned(), Arc::clone(&clock), metrics.log_observer(), self.chance.fork());
         let objects = SegmentStore::new(Arc::new(store.clone()), Arc::new(store.clone()), Arc::clone(&clock));
-        let segments = Segments::new(objects, Arc::clone(&clock), budget.clone(), Arc::clone(&pool), 2, self.chance.u64(..));
+        let segments = Segments::new(
+            objects,
+            WriterOptions::default(),
+            Arc::clone(&clock),
+            budget.clone(),
+            Arc::clone(&pool),
+            2,
+            self.chance.u64(..),
+        );
         let (seal, seal_now) = watch::channel(0);
         let tables = Arc::new(Arc::new(tables).of_source(self.rules()));
         let shared = Shared {

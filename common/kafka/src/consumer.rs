@@ -20,12 +20,12 @@ use tapedeck_common::columns::ColumnsPool;
 use tapedeck_common::commit::Receipt;
 use tapedeck_common::error::ErrorKind;
 use tapedeck_common::position::{LaneId, Position, Span};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tracing::{debug, warn};
 
 use crate::config::{KafkaSettings, SettingsError, TopicSelector};
 use crate::counters::KafkaCounters;
-use crate::desk::{Ask, Desk};
+use crate::desk::{Ask, Desk, TopicsSeen};
 use crate::ffi::ReadQueue;
 use crate::group::GroupContext;
 use crate::lanes::{Lanes, Ours, look_into};
@@ -34,6 +34,8 @@ use crate::poll_thread::{Alarm, Command, Parts, Passed, PollThread, ToPollThread
 /// Reads that wait to be taken over; their memory is reserved.
 const READS_WAITING: usize = 16;
 const COMMANDS_WAITING: usize = 64;
+/// Places in the desk's tray that only the poll thread's questions take: it asks again when they are full.
+const NAME_QUESTIONS_WAITING: usize = 8;
 /// How long `close` waits for the threads.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(6);
 
@@ -61,6 +63,8 @@ pub struct KafkaConsumer {
     clock: Arc<dyn Clock>,
     counters: Arc<KafkaCounters>,
     mark: String,
+    /// Places for questions in the desk's tray.
+    places: Arc<Semaphore>,
 }
 
 impl KafkaConsumer {
@@ -99,6 +103,7 @@ impl KafkaConsumer {
             poll_thread: poll_thread.clone(),
             ours: Arc::clone(&ours),
             survey_every,
+            topics: TopicsSeen::default(),
             settings: settings.clone(),
         };
         let parts = Parts {
@@ -110,7 +115,7 @@ impl KafkaConsumer {
             out,
             alarm,
             // A tiny budget (of a test) would otherwise be full before anything is read.
-            queue_share: budget.force(settings.queue_bytes().min(budget.capacity() / 8)),
+            _queue_share: budget.set_aside(settings.queue_bytes().min(budget.capacity() / 8)),
             budget: budget.clone(),
             pool: Arc::clone(&pool),
             clock: Arc::clone(&clock),
@@ -121,8 +126,21 @@ impl KafkaConsumer {
         spawn("kafka-desk", || desk.run())?;
         spawn("kafka-poll", || PollThread::new(parts).run())?;
         let lanes = BTreeMap::new();
-        let mark = settings.mark;
-        Ok(Self { consumer, incoming, poll_thread, asks: asks_in, lanes, generations: 0, ours, pool, clock, counters, mark })
+        let (mark, places) = (settings.mark, Arc::new(Semaphore::new(COMMANDS_WAITING - NAME_QUESTIONS_WAITING)));
+        Ok(Self {
+            consumer,
+            incoming,
+            poll_thread,
+            asks: asks_in,
+            lanes,
+            generations: 0,
+            ours,
+            pool,
+            clock,
+            counters,
+            mark,
+            places,
+        })
     }
 
     /// What this consumer counts about itself.
@@ -228,10 +246,13 @@ impl Consumer for KafkaConsumer {
 
     fn locate(&mut self, lanes: Vec<ToLocate>) -> Answer<Vec<(LaneId, Located)>> {
         let (reply, answer) = oneshot::channel();
-        let asked = self.asks.try_send(Ask::Locate(lanes, reply));
+        let (asks, places) = (self.asks.clone(), Arc::clone(&self.places));
         Box::pin(async move {
-            asked.map_err(|_| BusError::new(ErrorKind::Unavailable, "too many questions to Kafka wait"))?;
-            answer.await.map_err(|_| BusError::new(ErrorKind::Unavailable, "the thread that asks Kafka has ended"))?
+            let ended = || BusError::new(ErrorKind::Unavailable, "the thread that asks Kafka has ended");
+            // The tray has a place for each permit, so the question waits here and never there.
+            let place = places.acquire_owned().await.map_err(|_| ended())?;
+            asks.try_send(Ask::Locate(lanes, reply, place)).map_err(|_| ended())?;
+            answer.await.map_err(|_| ended())?
         })
     }
 

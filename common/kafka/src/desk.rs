@@ -19,7 +19,7 @@ use tapedeck_common::clock::Clock;
 use tapedeck_common::commit::GapCause;
 use tapedeck_common::error::ErrorKind;
 use tapedeck_common::position::{LaneId, Position, Span};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::{debug, info, warn};
 
 use crate::config::{KafkaSettings, Start, TopicSelector};
@@ -33,6 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// A position beyond the end is asked for once more after this: a new leader may not know its end yet.
 const SECOND_LOOK: Duration = Duration::from_secs(1);
 
+/// How often the group's offsets are looked at for the marks of another archive, at most.
+const WARN_AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// How often it is asked where the log ends, unless the answers take long.
 const LOOK_AT_ENDS_EVERY: Duration = Duration::from_secs(2);
 /// How long that may take. A partition without a leader uses it up; the others are answered all the same.
@@ -43,8 +45,8 @@ pub(crate) type LocateReply = oneshot::Sender<Result<Vec<(LaneId, Located)>, Bus
 
 /// A question for the desk.
 pub(crate) enum Ask {
-    /// Where can these lanes go on?
-    Locate(Vec<ToLocate>, LocateReply),
+    /// Where can these lanes go on? With the place in the tray that the question takes until the desk picks it up.
+    Locate(Vec<ToLocate>, LocateReply, OwnedSemaphorePermit),
     /// Under which names do these topics go?
     Name(Vec<Arc<str>>),
 }
@@ -68,6 +70,23 @@ pub(crate) struct Desk {
     pub(crate) poll_thread: ToPollThread,
     pub(crate) ours: Ours,
     pub(crate) survey_every: Duration,
+    pub(crate) topics: TopicsSeen,
+}
+
+/// Which topics appeared while we looked on: `start` is not for them, they begin at their first event.
+#[derive(Debug, Default)]
+pub(crate) struct TopicsSeen {
+    before: Option<BTreeSet<String>>,
+    later: BTreeSet<String>,
+}
+
+impl TopicsSeen {
+    fn see(&mut self, all: BTreeSet<String>) {
+        if let Some(before) = &self.before {
+            self.later.extend(all.difference(before).cloned());
+        }
+        self.before.get_or_insert_default().extend(all);
+    }
 }
 
 /// Why a look at one lane brought nothing.
@@ -82,16 +101,15 @@ enum Blank {
 
 impl Desk {
     /// Answers questions until nobody can ask any more.
-    pub(crate) fn run(self) {
+    pub(crate) fn run(mut self) {
         let mut cluster = None;
         let mut jobs: Vec<Job> = Vec::new();
-        let has_patterns = self.settings.topics.iter().any(|selector| matches!(selector, TopicSelector::Pattern(_)));
         let mut next_survey = self.clock.monotonic();
         let mut next_ends = self.clock.monotonic();
-        let mut warned = false;
+        let (mut warned, mut next_warning) = (false, Duration::ZERO);
         loop {
             let now = self.clock.monotonic();
-            if has_patterns && now >= next_survey {
+            if now >= next_survey {
                 next_survey = now + self.survey();
             }
             if now >= next_ends {
@@ -99,11 +117,14 @@ impl Desk {
                 let took = self.clock.monotonic().saturating_sub(now);
                 next_ends = self.clock.monotonic() + (took * 4).max(LOOK_AT_ENDS_EVERY);
             }
-            let due = jobs.iter().map(|job| job.due).chain(has_patterns.then_some(next_survey)).min();
-            let due = due.map_or(next_ends, |due| due.min(next_ends));
+            let due = jobs.iter().map(|job| job.due).fold(next_survey.min(next_ends), Duration::min);
             match self.asks.recv_timeout(due.saturating_sub(self.clock.monotonic())) {
-                Ok(Ask::Locate(open, reply)) => {
-                    warned = warned || self.warn_of_other_archives(&open);
+                Ok(Ask::Locate(open, reply, place)) => {
+                    drop(place);
+                    if !warned && now >= next_warning {
+                        warned = self.warn_of_other_archives(&open);
+                        next_warning = self.clock.monotonic() + WARN_AGAIN_AFTER;
+                    }
                     let backoff = Backoff::new(Duration::from_millis(250), PATIENCE);
                     jobs.push(Job { open, done: Vec::new(), doubted: BTreeSet::new(), reply, backoff, due: now });
                 }
@@ -117,11 +138,15 @@ impl Desk {
     }
 
     /// Finds the topics that match, and answers when to look again.
-    fn survey(&self) -> Duration {
+    fn survey(&mut self) -> Duration {
         match self.consumer.fetch_metadata(None, PATIENCE) {
             Ok(metadata) => {
                 let names = metadata.topics().iter().filter(|topic| topic.error().is_none()).map(|topic| topic.name().to_owned());
-                self.poll_thread.send(Command::Subscribe(names.filter(|name| self.settings.selects(name)).collect()));
+                let ours: BTreeSet<String> = names.filter(|name| self.settings.selects(name)).collect();
+                self.topics.see(ours.clone());
+                if self.settings.topics.iter().any(|selector| matches!(selector, TopicSelector::Pattern(_))) {
+                    self.poll_thread.send(Command::Subscribe(ours));
+                }
                 self.survey_every
             }
             Err(error) => {
@@ -305,11 +330,10 @@ impl Desk {
         if let Ok(bounds) = Span::new(low, high) {
             look_into(&self.ours).bounds.insert(lane.lane.clone(), bounds);
         }
+        let is_known = lane.topic_known || self.topics.later.contains(topic);
         let start = match (lane.log, self.settings.start) {
-            (None, Start::At(time)) if !lane.topic_known => {
-                self.first_since(topic, partition, time.millis_ceil())?.unwrap_or(high)
-            }
-            (None, Start::Latest) if !lane.topic_known => high,
+            (None, Start::At(time)) if !is_known => self.first_since(topic, partition, time.millis_ceil())?.unwrap_or(high),
+            (None, Start::Latest) if !is_known => high,
             _ => low,
         };
         Ok(place(lane.log, start, low, high))

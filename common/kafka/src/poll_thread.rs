@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::RDKafkaErrorCode;
-use tapedeck_common::budget::{ByteBudget, BytePermit};
+use tapedeck_common::budget::{Aside, ByteBudget, BytePermit};
 use tapedeck_common::bus::{AssignedLane, BusError, Deliveries, RevokeGuard};
 use tapedeck_common::clock::Clock;
 use tapedeck_common::columns::ColumnsPool;
@@ -124,7 +124,7 @@ pub(crate) struct Parts {
     pub(crate) alarm: Arc<Alarm>,
     pub(crate) budget: ByteBudget,
     /// The room that the client's own queue takes, for as long as the thread lives.
-    pub(crate) queue_share: BytePermit,
+    pub(crate) _queue_share: Aside,
     pub(crate) pool: Arc<ColumnsPool>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) counters: Arc<KafkaCounters>,
@@ -258,10 +258,6 @@ impl PollThread {
         let bytes = READ_BYTES.min(self.parts.budget.capacity() / 16) + self.largest;
         if let Some(room) = self.parts.budget.try_reserve(bytes) {
             return Some(room);
-        }
-        // The client's own share must not keep an event out that would otherwise be alone.
-        if self.parts.budget.used() <= self.parts.queue_share.bytes() {
-            return Some(self.parts.budget.force(bytes));
         }
         let began = self.parts.clock.monotonic();
         let room = wait_once(self.parts.budget.reserve(bytes), SERVE_EVERY);

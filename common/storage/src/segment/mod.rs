@@ -19,5 +19,6 @@ pub use encode::codec::Codecs;
 pub use error::SegmentError;
 pub use fetch::verify_object;
 pub use reader::{GroupBatches, Projection, Scan, SegmentReader, SegmentScan};
+pub use sink::PartPool;
 pub use upload::{SegmentStore, SegmentUpload};
 pub use writer::{FinishedSegment, SegmentWriter, WriterOptions};

@@ -16,7 +16,7 @@ use tapedeck_common::{Timestamp, Window, limits};
 
 use super::encode::codec::{Codec, Codecs};
 use super::encode::{GroupEncoder, GroupPlan};
-use super::sink::PartSink;
+use super::sink::{PartPool, PartSink};
 use super::stats::Stats;
 use crate::schema::{self, metadata};
 
@@ -33,6 +33,8 @@ pub struct WriterOptions {
     pub writer: Arc<str>,
     /// zstd contexts, shared by all segments.
     pub codecs: Arc<Codecs>,
+    /// Used part buffers, shared by all segments.
+    pub parts: Arc<PartPool>,
 }
 
 impl Default for WriterOptions {
@@ -43,6 +45,7 @@ impl Default for WriterOptions {
             key_filter: true,
             writer: Arc::from(concat!("tapedeck/", env!("CARGO_PKG_VERSION"))),
             codecs: Arc::default(),
+            parts: Arc::new(PartPool::new(limits::PART_BYTES)),
         }
     }
 }
@@ -114,8 +117,8 @@ impl SegmentWriter {
 
     fn close_group(&mut self, codec: &mut Codec) {
         let Some(group) = self.group.take() else { return };
-        let part_bytes = self.options.part_bytes;
-        let file = self.file.get_or_insert_with(|| open_file(part_bytes));
+        let options = &self.options;
+        let file = self.file.get_or_insert_with(|| open_file(options.part_bytes, Arc::clone(&options.parts)));
         group.close(codec, file);
         self.group_raw_bytes = 0;
     }
@@ -202,10 +205,11 @@ impl SegmentWriter {
 /// Structures of an open file: descriptors, metadata of its row groups, a small write buffer.
 const FILE_BYTES: usize = 16 * 1024;
 
-fn open_file(part_bytes: usize) -> SerializedFileWriter<PartSink> {
+fn open_file(part_bytes: usize, parts: Arc<PartPool>) -> SerializedFileWriter<PartSink> {
     let properties = WriterProperties::builder().set_created_by(concat!("tapedeck ", env!("CARGO_PKG_VERSION")).to_owned());
     let root = schema::parquet_schema().root_schema_ptr();
-    SerializedFileWriter::new(PartSink::new(part_bytes), root, Arc::new(properties.build())).expect("a buffer takes every byte")
+    SerializedFileWriter::new(PartSink::new(part_bytes, parts), root, Arc::new(properties.build()))
+        .expect("a buffer takes every byte")
 }
 
 /// A segment whose last byte is written.
