@@ -1,23 +1,27 @@
 //! The archive's own objects: its identity, and which table each topic went to.
 //!
-//! Promises: both are created once and never change; a configuration that disagrees is refused with the way out.
+//! Promises: both are created once and never change; a configuration that disagrees is refused with the way out; a table
+//! is found by what lies in its log's folder, so that one whose first record or whose topic's home is gone stays in sight.
 //! Never: moves a topic to another table, since its positions live in the old one's log.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
 use tapedeck_common::backoff::Backoff;
 use tapedeck_common::{Clock, ErrorKind};
+use tracing::warn;
 
 use crate::ids::fresh_uuid;
 use crate::layout;
-use crate::log::LogPaths;
+use crate::log::LogReader;
+use crate::log::record;
 use crate::store::{Outcome, Store, StoreError, classify};
 
 /// The archive format that this code reads and writes.
@@ -28,6 +32,9 @@ pub const TABLE_PER_TOPIC: &str = "{topic}";
 
 /// Tries of one create-and-read-back before the caller hears of it.
 const TRIES: u32 = 5;
+
+/// The folder of the archive's own objects.
+const OWN_FOLDER: &str = "_archive";
 
 /// Objects of one folder read at once.
 const READS_AT_ONCE: usize = 16;
@@ -100,6 +107,11 @@ impl Archive {
         Ok(Self { store, config })
     }
 
+    /// True if the topic has its table already.
+    pub async fn has_topic(&self, topic: &str) -> Result<bool, StoreError> {
+        Ok(read::<TopicHome>(&self.store, &layout::archive_topic(topic)).await?.is_some())
+    }
+
     /// Remembers that `topic` goes to `table`, for ever. Refused if it goes elsewhere already.
     pub async fn settle_topic(
         &self,
@@ -118,7 +130,7 @@ impl Archive {
             "topic {topic} goes to table {0} in the archive {1}, but the configuration says {table}. Its positions live in the \
              log of {0}, so it cannot move by itself. Keep it there with `tables: [{{ topics: {topic}, table: {0} }}]`; or stop \
              every archiver, delete the object {key}, and start again: {table} then begins at the configured `start`, and what \
-             {0} holds stays there (events that the bus still has may then lie in both)",
+             {0} holds stays there and is still verified and replayed (events that the bus still has may then lie in both)",
             found.table, self.store.url
         );
         Err(StoreError::new(ErrorKind::Invalid, what))
@@ -134,19 +146,60 @@ impl Archive {
         Ok(homes.into_iter().flatten().map(|home| (home.topic, home.table)).collect())
     }
 
-    /// The true names of the tables that hold a log, in order.
+    /// The true names of the tables, in order: every folder whose `_delta_log/` holds anything, whether a topic goes there
+    /// today or not.
     pub async fn tables(&self) -> Result<Vec<String>, StoreError> {
-        let topics = self.topics().await?;
-        let names: BTreeMap<String, &String> = topics.values().map(|table| (layout::table_folder(table), table)).collect();
-        let mut tables = Vec::new();
-        for (_, name) in names {
-            if exists(&self.store, &LogPaths::of(name).record(0)).await? {
-                tables.push(name.clone());
-            }
-        }
+        let homes = self.topics().await?;
+        let homes: BTreeMap<String, &String> = homes.values().map(|table| (layout::table_folder(table), table)).collect();
+        let failed = |error| StoreError::request(format!("cannot list {}", self.store.url), error);
+        let found = self.store.patient.list_with_delimiter(None).await.map_err(failed)?;
+        let folders = found.common_prefixes.iter().filter_map(|prefix| prefix.filename());
+        // A listing may lag behind, so the homes are asked as well.
+        let folders: BTreeSet<&str> =
+            folders.chain(homes.keys().map(String::as_str)).filter(|name| *name != OWN_FOLDER).collect();
+        let names = folders.into_iter().map(|folder| self.table_in(folder, homes.get(folder).copied()));
+        let names: Vec<Option<String>> = futures::stream::iter(names).buffered(READS_AT_ONCE).try_collect().await?;
+        let mut tables: Vec<String> = names.into_iter().flatten().collect();
         tables.sort();
         Ok(tables)
     }
+
+    /// The name of the table in `folder`, `None` if there is no table of ours.
+    async fn table_in(&self, folder: &str, home: Option<&String>) -> Result<Option<String>, StoreError> {
+        let reader = LogReader::in_folder(&self.store, folder);
+        if !reader.is_there().await? {
+            return Ok(None);
+        }
+        if let Some(home) = home {
+            return Ok(Some(home.clone()));
+        }
+        let body = reader.get(0).await?;
+        if body.as_deref().is_some_and(is_foreign) {
+            warn!(folder, "passed over: its log is somebody else's");
+            return Ok(None);
+        }
+        match body.and_then(|body| record::decode(&body).ok()?.genesis) {
+            Some(genesis) if layout::table_folder(&genesis.table) == folder => Ok(Some(genesis.table)),
+            Some(genesis) => {
+                warn!(folder, table = genesis.table, "passed over: its log belongs to another folder");
+                Ok(None)
+            }
+            None => layout::table_of_folder(folder).map(Some).ok_or_else(|| {
+                let what = format!(
+                    "{folder}/_delta_log in {}: record 0 is lost, and nothing else tells the table's name",
+                    self.store.url
+                );
+                StoreError::new(ErrorKind::Corrupt, what)
+            }),
+        }
+    }
+}
+
+/// True if a record 0 is whole, and was written by another program. One that is damaged may be ours.
+fn is_foreign(body: &[u8]) -> bool {
+    let lines = body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let actions: Result<Vec<Json>, _> = lines.map(serde_json::from_slice).collect();
+    actions.is_ok_and(|actions| actions.iter().all(|action| action["commitInfo"]["tapedeck"].is_null()))
 }
 
 fn check_format(store: &Store, config: &ArchiveConfig) -> Result<(), StoreError> {
@@ -155,14 +208,6 @@ fn check_format(store: &Store, config: &ArchiveConfig) -> Result<(), StoreError>
     }
     let what = format!("the archive {} has format {}, and this version knows {FORMAT} only", store.url, config.format);
     Err(StoreError::new(ErrorKind::Invalid, what))
-}
-
-async fn exists(store: &Store, key: &Path) -> Result<bool, StoreError> {
-    match store.patient.head(key).await {
-        Ok(_) => Ok(true),
-        Err(error) if classify(&error) == Outcome::NotFound => Ok(false),
-        Err(error) => Err(StoreError::request(format!("cannot look at {key}"), error)),
-    }
 }
 
 async fn read<T: DeserializeOwned>(store: &Store, key: &Path) -> Result<Option<T>, StoreError> {

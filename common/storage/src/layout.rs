@@ -1,7 +1,7 @@
 //! How names become keys: folders of tables, paths of segments, and the archive's own objects.
 //!
 //! Promises: two names never share a key; a key holds only `[A-Za-z0-9._=!/-]`, so that no store client encodes it again.
-//! Never: reads a name back out of a key; the true name stands in the record.
+//! Never: trusts a name read back out of a key unless it gives that key again; the true name stands in the record.
 
 use object_store::path::Path;
 use tapedeck_common::Window;
@@ -57,6 +57,23 @@ fn looks_shortened(escaped: &str) -> bool {
 /// The folder of a table, below the archive's root.
 pub fn table_folder(table: &str) -> String {
     escape(table)
+}
+
+/// The table whose folder this is, for a log whose record 0 is gone; `None` if the name was too long to stand in a key.
+pub fn table_of_folder(folder: &str) -> Option<String> {
+    let mut name = Vec::with_capacity(folder.len());
+    let mut rest = folder.as_bytes();
+    while let Some((byte, after)) = rest.split_first() {
+        rest = after;
+        if *byte != b'!' {
+            name.push(*byte);
+        } else if !rest.is_empty() {
+            let digits = std::str::from_utf8(rest.get(..2)?).ok()?;
+            name.push(u8::from_str_radix(digits, 16).ok()?);
+            rest = &rest[2..];
+        }
+    }
+    String::from_utf8(name).ok().filter(|name| table_folder(name) == folder)
 }
 
 /// The path of a segment below its table's folder, as records name it.
@@ -124,6 +141,10 @@ mod tests {
         ];
         for (name, escaped) in cases {
             assert_eq!(escape(name), escaped, "{name}");
+            assert_eq!(table_of_folder(escaped).as_deref(), Some(name));
+        }
+        for folder in [escape(&"x".repeat(300)).as_str(), "_archive", "a!2", "a!2f", "größe"] {
+            assert_eq!(table_of_folder(folder), None, "{folder}");
         }
     }
 
@@ -167,6 +188,7 @@ mod tests {
             for name in names {
                 let escaped = escape(&name);
                 prop_assert!(escaped.len() <= NAME_BYTES_MAX);
+                prop_assert!(table_of_folder(&escaped).is_none_or(|read| read == name));
                 prop_assert!(!escaped.starts_with(['_', '.']) && !escaped.is_empty());
                 prop_assert!(escaped.bytes().all(|b| b.is_ascii_alphanumeric() || b"._=!-".contains(&b)));
                 if let Some(other) = seen.insert(escaped, name.clone()) {

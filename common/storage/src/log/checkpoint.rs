@@ -1,10 +1,12 @@
 //! A checkpoint: the state after record n as one Parquet file, so that nobody has to read n records.
 //!
 //! Promises: `checkpoint(n)` means what replaying records 0 to n means (I8); the head row group holds protocol, metaData
-//! and positions alone, so writers never read an add; any Delta reader can use it. A checkpoint that cannot be read is
-//! passed over, since the records below it are kept. Never: truth; records are.
+//! and positions alone, so writers never read an add; any Delta reader can use it. A checkpoint that is damaged or foreign is
+//! passed over for an older one, since the records below it are kept; one whose own record is gone stops everybody.
+//! Never: truth; records are.
 
 use bytes::Bytes;
+use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use serde::{Deserialize, Serialize};
 use tapedeck_common::error::report;
@@ -73,45 +75,66 @@ pub(super) async fn read_hint(reader: &LogReader) -> Result<Option<u64>, StoreEr
     }
 }
 
-/// The state of the newest checkpoint in `listing` (at most `at`), or `state` as it is if none serves.
+/// The state of the newest checkpoint (at most `at`) that serves, or `state` as it is if none does.
 pub(super) async fn newest(
     reader: &LogReader,
     listing: &Listing,
     at: Option<u64>,
     state: LogState,
 ) -> Result<LogState, StoreError> {
-    let wanted = |version: &&u64| at.is_none_or(|at| **version <= at);
-    let Some(version) = listing.checkpoints.iter().rev().find(wanted).copied() else { return Ok(state) };
-    match read_state(reader, version, state.segments().is_some()).await {
-        Ok(state) => Ok(state),
-        Err(error) if error.kind() == ErrorKind::Unavailable => Err(error),
-        Err(error) => {
-            warn!(table = %reader.table, version, error = %report(&error), "checkpoint passed over, reading every record");
-            Ok(state)
+    let mut candidates = listing.checkpoints.clone();
+    candidates.retain(|version| at.is_none_or(|at| *version <= at));
+    while let Some(version) = candidates.pop() {
+        // Without its record a checkpoint proves that the log was cut, so this is no reason to look at another.
+        let tip = tip_at(reader, version).await?;
+        match read_state(reader, tip, state.segments().is_some()).await {
+            Ok(state) => return Ok(state),
+            Err(error) if error.kind() != ErrorKind::Corrupt => return Err(error),
+            Err(error) => warn!(table = %reader.table, version, error = %report(&error), "checkpoint passed over"),
+        }
+        if candidates.is_empty() {
+            // The listing may have begun at the one that was hinted at.
+            candidates = reader.list(0).await?.checkpoints;
+            candidates.retain(|older| *older < version);
         }
     }
+    Ok(state)
 }
 
-pub(super) async fn read_state(reader: &LogReader, version: u64, with_segments: bool) -> Result<LogState, StoreError> {
-    let key = reader.paths.checkpoint(version);
-    let unreadable = |what: String| StoreError::new(ErrorKind::Corrupt, format!("table {}: {key}: {what}", reader.table));
+/// Record `version`, which a checkpoint does not hold the hash of, though the next record must name it.
+pub(super) async fn tip_at(reader: &LogReader, version: u64) -> Result<Tip, StoreError> {
+    let body = reader.get(version).await?.ok_or_else(|| reader.cut_off(version))?;
+    let last = record::decode(&body).map_err(|error| reader.bad(version, &error))?;
+    let at = Timestamp::from_millis(last.header.timestamp_ms).unwrap_or_default();
+    Ok(Tip { version, hash: last.hash, at })
+}
+
+/// The state of the checkpoint at `tip`. `Corrupt` means that this checkpoint does not serve, and nothing worse.
+pub(super) async fn read_state(reader: &LogReader, tip: Tip, with_segments: bool) -> Result<LogState, StoreError> {
+    let key = reader.paths.checkpoint(tip.version);
     let content = if with_segments {
         let bytes = fetch(reader, &key).await?;
-        read::all(bytes).map_err(unreadable)?
+        read::all(bytes).map_err(|what| unreadable(reader, &key, what))?
     } else {
         read::head(reader, &key).await?
     };
-    // A checkpoint does not know the hash of its record, which the next record must name.
-    let body = reader.get(version).await?;
-    let body = body.ok_or_else(|| unreadable(format!("record {version} itself is missing")))?;
-    let last = record::decode(&body).map_err(|error| reader.bad(version, &error))?;
-    let at = Timestamp::from_millis(last.header.timestamp_ms).unwrap_or_default();
-    let tip = Tip { version, hash: last.hash, at };
     let segments = with_segments.then_some(content.segments);
     Ok(LogState::from_checkpoint(tip, content.genesis, content.lanes, segments))
 }
 
-async fn fetch(reader: &LogReader, key: &object_store::path::Path) -> Result<Bytes, StoreError> {
+fn unreadable(reader: &LogReader, key: &Path, what: impl Into<String>) -> StoreError {
+    StoreError::new(ErrorKind::Corrupt, format!("table {}: {key}: {}", reader.table, what.into()))
+}
+
+/// A checkpoint that was not answered: one that is gone does not serve, everything else is the store's trouble.
+fn unanswered(reader: &LogReader, key: &Path, error: object_store::Error) -> StoreError {
+    match classify(&error) {
+        Outcome::NotFound => unreadable(reader, key, "it is gone"),
+        _ => StoreError::request(format!("cannot read {key}"), error),
+    }
+}
+
+async fn fetch(reader: &LogReader, key: &Path) -> Result<Bytes, StoreError> {
     let read = async { reader.store.get(key).await?.bytes().await };
-    read.await.map_err(|error| StoreError::request(format!("cannot read {key}"), error))
+    read.await.map_err(|error| unanswered(reader, key, error))
 }

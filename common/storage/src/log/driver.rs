@@ -182,6 +182,7 @@ impl TableLog {
         let late = StoreError::new(ErrorKind::Unavailable, "no answer in time");
         let look = async {
             let listing = self.reader.list_from_hint(None).await?;
+            self.reader.check_top(&listing).await?;
             let state = newest(&self.reader, &listing, None, LogState::for_writer()).await?;
             Ok((state, listing.records.last().copied()))
         };

@@ -24,7 +24,12 @@ pub(crate) enum LogFile {
 impl LogPaths {
     /// The keys of `table`'s log.
     pub fn of(table: &str) -> Self {
-        Self { log: layout::table_object(table, "_delta_log") }
+        Self::in_folder(&layout::table_folder(table))
+    }
+
+    /// The keys of the log in a folder right below the archive's root, as a listing names it.
+    pub(crate) fn in_folder(folder: &str) -> Self {
+        Self { log: Path::from_iter([folder, "_delta_log"]) }
     }
 
     /// The log's own folder.

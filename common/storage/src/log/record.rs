@@ -222,7 +222,7 @@ pub(super) fn stats(segment: &SegmentRef) -> wire::Stats {
 
 /// The event times in milliseconds, rounded outwards. The last millisecond of year 9999 would round up out of every calendar,
 /// so there is no upper bound then; engines read the file, which is always right.
-pub(super) fn time_bounds_ms(segment: &SegmentRef) -> (i64, Option<i64>) {
+pub(crate) fn time_bounds_ms(segment: &SegmentRef) -> (i64, Option<i64>) {
     let until = segment.times.1.millis_ceil();
     (segment.times.0.millis_floor(), (until < Timestamp::CALENDAR_END.millis_floor()).then_some(until))
 }

@@ -49,8 +49,20 @@ impl LogReader {
         Self { store: Arc::clone(&store.patient), paths: LogPaths::of(table), table: table.to_owned() }
     }
 
+    /// Reads the log in a folder right below the archive's root, whatever table that is.
+    pub(crate) fn in_folder(store: &Store, folder: &str) -> Self {
+        Self { store: Arc::clone(&store.patient), paths: LogPaths::in_folder(folder), table: folder.to_owned() }
+    }
+
+    /// True if anything lies in the log's folder, even if it is only the rest of a log.
+    pub(crate) async fn is_there(&self) -> Result<bool, StoreError> {
+        let folder = self.paths.folder();
+        let failed = |error| StoreError::request(format!("cannot list {folder}"), error);
+        Ok(self.store.list(Some(folder)).try_next().await.map_err(failed)?.is_some())
+    }
+
     /// The bytes of record `version`, `None` if there is none.
-    pub(super) async fn get(&self, version: u64) -> Result<Option<Bytes>, StoreError> {
+    pub(crate) async fn get(&self, version: u64) -> Result<Option<Bytes>, StoreError> {
         let key = self.paths.record(version);
         let read = async { self.store.get(&key).await?.bytes().await };
         match read.await {
@@ -106,6 +118,9 @@ impl LogReader {
         if start == Start::Checkpoint {
             state = checkpoint::newest(self, &listing, at, state).await?;
         }
+        if at.is_none() {
+            self.check_top(&listing).await?;
+        }
         let newest = listing.records.last().copied();
         if let Some(at) = at.filter(|at| newest.is_some_and(|newest| newest < *at))
             && self.get(at).await?.is_none()
@@ -121,6 +136,10 @@ impl LogReader {
             let version = state.next_version();
             let Some(bytes) = self.get(version).await? else { break };
             seen(version, &self.apply(&mut state, &bytes)?);
+        }
+        if state.tip().is_none() && self.is_there().await? && self.get(0).await?.is_none() {
+            let what = format!("{} is missing, although its folder holds a log", self.paths.record(0));
+            return Err(StoreError::new(ErrorKind::Corrupt, format!("table {}: {what}", self.table)));
         }
         Ok(state)
     }
@@ -146,6 +165,23 @@ impl LogReader {
         let read = record::decode(bytes).map_err(|error| self.bad(version, &error))?;
         state.apply(&read).map_err(|error| self.bad(version, &error))?;
         Ok(read)
+    }
+
+    /// A checkpoint is written after its record, so one above all records means that records were taken away: whoever went on
+    /// from the newest that is left would fork the log.
+    pub(super) async fn check_top(&self, listing: &Listing) -> Result<(), StoreError> {
+        let Some(top) = listing.checkpoints.last().copied() else { return Ok(()) };
+        // A listing may lag behind; the record itself decides.
+        if listing.records.last().is_none_or(|newest| *newest < top) && self.get(top).await?.is_none() {
+            return Err(self.cut_off(top));
+        }
+        Ok(())
+    }
+
+    /// Record `version` is not there, although a checkpoint says that it was.
+    pub(super) fn cut_off(&self, version: u64) -> StoreError {
+        let what = format!("{} is missing, although {} exists", self.paths.record(version), self.paths.checkpoint(version));
+        StoreError::new(ErrorKind::Corrupt, format!("table {}: {what}", self.table))
     }
 
     fn missing(&self, version: u64, until: u64) -> StoreError {

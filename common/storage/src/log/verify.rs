@@ -43,7 +43,7 @@ impl Default for VerifyOptions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FindingKind {
-    /// A record is missing below the newest.
+    /// A record is missing below the newest that there is, or was.
     Hole,
     /// A record cannot be read, or is not ours.
     Record,
@@ -146,11 +146,13 @@ impl TableReport {
 pub async fn verify_table(store: &Store, table: &str, options: &VerifyOptions) -> Result<TableReport, StoreError> {
     let reader = LogReader::new(store, table);
     let listing = reader.list(0).await?;
-    let Some(newest) = listing.records.last().copied() else {
+    if !reader.is_there().await? {
         return Err(StoreError::new(ErrorKind::Invalid, format!("the archive {} has no table {table}", store.url)));
-    };
+    }
     let mut ledger = Ledger::new(&reader);
     let checkpoint = listing.checkpoints.last().copied();
+    // Of a log without any record at least the first is missed.
+    let newest = listing.records.last().copied().unwrap_or(0);
     let versions = futures::stream::iter(0..=newest);
     let mut bodies = versions.map(|version| reader.get(version)).buffered(RECORDS_AT_ONCE);
     while let Some(body) = bodies.try_next().await? {
@@ -160,6 +162,9 @@ pub async fn verify_table(store: &Store, table: &str, options: &VerifyOptions) -
         }
     }
     drop(bodies);
+    if let Some(above) = checkpoint.filter(|checkpoint| *checkpoint > newest) {
+        find_cut(&reader, newest, above, &mut ledger).await?;
+    }
     let live = ledger.live_in_commit_order();
     let chosen: Vec<_> = live.iter().filter(|(_, segment)| overlaps(segment, options.times)).cloned().collect();
     let objects = chosen.len() as u64;
@@ -183,10 +188,25 @@ fn overlaps(segment: &SegmentRef, times: Option<(Timestamp, Timestamp)>) -> bool
     times.is_none_or(|(from, until)| segment.times.1 >= from && segment.times.0 < until)
 }
 
+/// A checkpoint above the newest record proves that there were more of them, unless they came after the listing.
+async fn find_cut(reader: &LogReader, newest: u64, above: u64, ledger: &mut Ledger<'_>) -> Result<(), StoreError> {
+    if reader.get(above).await?.is_none() {
+        let text = format!("it and all records above {newest} are missing, although the checkpoint of record {above} exists");
+        ledger.find(FindingKind::Hole, &reader.paths.record(above), text);
+    }
+    Ok(())
+}
+
 /// I8, for the newest checkpoint. One that cannot be read harms nobody but is worth knowing.
 async fn compare_checkpoint(reader: &LogReader, version: u64, ledger: &mut Ledger<'_>) -> Result<(), StoreError> {
-    let text = match checkpoint::read_state(reader, version, true).await {
+    let tip = match checkpoint::tip_at(reader, version).await {
+        Ok(tip) => tip,
         Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
+        // What is wrong with the record itself was found before.
+        Err(_) => return Ok(()),
+    };
+    let text = match checkpoint::read_state(reader, tip, true).await {
+        Err(error) if error.kind() != ErrorKind::Corrupt => return Err(error),
         Err(error) => error.to_string(),
         Ok(state) => {
             let live = state.segments().map(|segments| &segments.live);

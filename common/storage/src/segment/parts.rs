@@ -4,6 +4,7 @@
 //! interface, by part numbers, can. S3 speaks it already; a folder and a simulated store learn it here.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -58,6 +59,8 @@ impl<S: MultipartStore> MultipartStore for PrefixedParts<S> {
 pub struct FolderParts {
     root: PathBuf,
     part_bytes: u64,
+    /// Makes a folder's entries durable.
+    sync: fn(&std::path::Path) -> io::Result<()>,
 }
 
 /// Makes names of staged files unique within the process; `create_new` does it between processes.
@@ -66,7 +69,7 @@ static STAGED: AtomicU64 = AtomicU64::new(0);
 impl FolderParts {
     /// Uploads below `root`. All parts but the last must have `part_bytes`.
     pub fn new(root: PathBuf, part_bytes: usize) -> Self {
-        Self { root, part_bytes: part_bytes as u64 }
+        Self { root, part_bytes: part_bytes as u64, sync: |folder| File::open(folder)?.sync_all() }
     }
 
     fn object(&self, key: &Path) -> PathBuf {
@@ -79,6 +82,11 @@ fn failed(key: &Path, error: io::Error) -> Error {
         io::ErrorKind::NotFound => Error::NotFound { path: key.to_string(), source: Box::new(error) },
         _ => Error::Generic { store: "folder", source: Box::new(error) },
     }
+}
+
+/// After a failed sync nobody knows what lies on the disk, and a second one may not tell: the upload is gone, begin again.
+fn unsynced(what: &dyn Display, error: &io::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, format!("{what} could not be synced: {error}"))
 }
 
 async fn blocking<T: Send + 'static>(key: &Path, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T> {
@@ -125,7 +133,8 @@ impl MultipartStore for FolderParts {
     }
 
     async fn complete_multipart(&self, key: &Path, id: &MultipartId, parts: Vec<PartId>) -> Result<PutResult> {
-        let (staged, object, root, part_bytes) = (id.clone(), self.object(key), self.root.clone(), self.part_bytes);
+        let (staged, object, root) = (id.clone(), self.object(key), self.root.clone());
+        let (part_bytes, sync) = (self.part_bytes, self.sync);
         let sizes: Vec<u64> = parts.iter().filter_map(|part| part.content_id.parse().ok()).collect();
         blocking(key, move || {
             let file = File::open(&staged)?;
@@ -135,16 +144,15 @@ impl MultipartStore for FolderParts {
                 return Err(io::Error::other(format!("{staged} does not hold its {} parts end to end", sizes.len())));
             }
             if let Err(error) = file.sync_all() {
-                // After a failed sync nobody knows what lies on the disk, and a second one may not tell: begin again.
                 let _ = fs::remove_file(&staged);
-                return Err(io::Error::new(io::ErrorKind::NotFound, format!("{staged} could not be synced: {error}")));
+                return Err(unsynced(&staged, &error));
             }
             fs::rename(&staged, &object)?;
-            for folder in object.ancestors().skip(1) {
-                File::open(folder)?.sync_all()?;
-                if folder == root {
-                    break;
-                }
+            let mut folders = object.ancestors().skip(1).take_while(|folder| folder.starts_with(&root));
+            if let Err(error) = folders.try_for_each(sync) {
+                // No record names it yet. Where it cannot even be removed, its size must tell that it is not whole.
+                let _ = fs::remove_file(&object).or_else(|_| File::create(&object).map(drop));
+                return Err(unsynced(&object.display(), &error));
             }
             Ok(PutResult { e_tag: None, version: None, extensions: Default::default() })
         })
@@ -200,5 +208,29 @@ impl MultipartStore for HeldParts {
     async fn abort_multipart(&self, _key: &Path, id: &MultipartId) -> Result<()> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_object_whose_folder_could_not_be_synced_is_not_there() {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let mut parts = FolderParts::new(folder.path().to_owned(), 4);
+        parts.sync = |_| Err(io::Error::other("the disk is gone"));
+        let key = Path::from("orders/hour=07/x.parquet");
+        for works in [false, true] {
+            let id = parts.create_multipart(&key).await.expect("begins");
+            let part = parts.put_part(&key, &id, 0, "abc".into()).await.expect("stored");
+            let completed = parts.complete_multipart(&key, &id, vec![part]).await;
+            assert_eq!(parts.object(&key).exists(), works);
+            match completed {
+                Ok(_) => assert!(works),
+                Err(error) => assert!(!works && matches!(error, Error::NotFound { .. }), "{error}"),
+            }
+            parts.sync = |_| Ok(());
+        }
     }
 }

@@ -7,7 +7,7 @@ use tapedeck_common::ErrorKind;
 use tapedeck_sim::{Call, Fault, FaultyStore, ManualClock, When};
 use tapedeck_storage::archive::{Archive, TABLE_PER_TOPIC};
 use tapedeck_storage::layout;
-use tapedeck_storage::log::{TableLog, TableOptions};
+use tapedeck_storage::log::{LogPaths, TableLog, TableOptions};
 use tapedeck_storage::store::Store;
 
 fn store(faulty: &FaultyStore) -> Store {
@@ -97,4 +97,55 @@ async fn lost_answers_and_conflicts_are_settled_by_reading() {
     let (clock, mut rng) = (ManualClock::default(), fastrand::Rng::with_seed(1));
     let error = Archive::open_or_create(store(&denied), TABLE_PER_TOPIC, &clock, &mut rng).await.expect_err("no rights");
     assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+}
+
+/// An archive in which each of `tables` has a log, and its topic a home.
+async fn with_tables(faulty: &FaultyStore, tables: &[&str]) -> Archive {
+    let archive = made(faulty, 1).await;
+    let (clock, mut rng) = (ManualClock::default(), fastrand::Rng::with_seed(5));
+    for table in tables {
+        archive.settle_topic(table, table, &clock, &mut rng).await.expect("agrees");
+        let options = TableOptions::of(*table, "a");
+        let opened = TableLog::open(&store(faulty), options, Arc::new(clock.clone()), rng.fork(), Arc::new(())).await;
+        opened.expect("opens");
+    }
+    archive
+}
+
+#[tokio::test]
+async fn a_table_stays_in_sight_whatever_is_lost_of_it() {
+    let faulty = FaultyStore::default();
+    let long = "x".repeat(200);
+    let tables = ["_odd/name", "orders", long.as_str()];
+    let archive = with_tables(&faulty, &tables).await;
+    let below = faulty.below();
+    // A topic that was moved away leaves its old table without a home.
+    for table in tables {
+        below.delete(&layout::archive_topic(table)).await.expect("deletes");
+        assert_eq!(archive.tables().await.expect("lists"), tables);
+    }
+    for table in &tables[..2] {
+        below.put(&LogPaths::of(table).checkpoint(7), "rest".into()).await.expect("puts");
+        below.delete(&LogPaths::of(table).record(0)).await.expect("deletes");
+        assert_eq!(archive.tables().await.expect("lists"), tables);
+    }
+    // The name of this one stood in its record 0 alone.
+    below.put(&LogPaths::of(&long).hint(), "rest".into()).await.expect("puts");
+    below.delete(&LogPaths::of(&long).record(0)).await.expect("deletes");
+    let error = archive.tables().await.expect_err("nobody knows its name");
+    assert!(error.kind() == ErrorKind::Corrupt && error.to_string().contains(&layout::table_folder(&long)), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_no_table_of_ours_is_left_out() {
+    let faulty = FaultyStore::default();
+    let archive = with_tables(&faulty, &["orders"]).await;
+    let (below, paths) = (faulty.below(), LogPaths::of("orders"));
+    let ours = below.get(&paths.record(0)).await.expect("there").bytes().await.expect("reads");
+    let foreign = r#"{"commitInfo":{"timestamp":1,"operation":"WRITE","engineInfo":"spark","txnId":"x"}}"#;
+    for (folder, record) in [("copy", ours), ("reports", format!("{foreign}\n").into())] {
+        below.put(&LogPaths::of(folder).record(0), record.into()).await.expect("puts");
+    }
+    below.put(&layout::table_object("notes", "readme.txt"), "no log".into()).await.expect("puts");
+    assert_eq!(archive.tables().await.expect("lists"), ["orders"]);
 }

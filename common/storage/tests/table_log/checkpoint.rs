@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use object_store::ObjectStoreExt;
+use parquet::file::metadata::{ParquetMetaDataReader, ParquetMetaDataWriter};
+use tapedeck_common::ErrorKind;
 use tapedeck_common::commit::{CommitLog, Record};
-use tapedeck_sim::{Call, FaultyStore, ManualClock};
+use tapedeck_sim::{Call, Fault, FaultyStore, ManualClock, When};
 use tapedeck_storage::log::checkpoint::write_checkpoint;
-use tapedeck_storage::log::{History, LogPaths, LogReader, TableOptions, TableView, VerifyOptions, verify_table};
+use tapedeck_storage::log::{History, LogPaths, LogReader, TableLog, TableOptions, TableView, VerifyOptions, verify_table};
 use tapedeck_storage::store::Store;
 
 use crate::kit::*;
@@ -122,4 +124,79 @@ async fn a_hint_is_only_a_hint() {
     }
     below.delete(&LogPaths::of(TABLE).hint()).await.expect("deletes");
     agree(&store(&faulty), None).await;
+}
+
+/// Puts another number where the footer of `file` says where the first column lies; `None` if it does not stand there.
+fn with_first_offset(file: &[u8], offset: i64) -> Option<Vec<u8>> {
+    let footer_length = u32::from_le_bytes(file[file.len() - 8..file.len() - 4].try_into().ok()?) as usize;
+    let (head, footer) = file.split_at(file.len() - 8 - footer_length);
+    let metadata = ParquetMetaDataReader::decode_metadata(&footer[..footer_length]).ok()?;
+    let mut groups = metadata.row_groups().to_vec();
+    let mut columns = groups[0].columns().to_vec();
+    let first = columns[0].clone().into_builder().set_data_page_offset(offset).set_dictionary_page_offset(None).build().ok()?;
+    columns[0] = first;
+    groups[0] = groups[0].clone().into_builder().set_column_metadata(columns).build().ok()?;
+    let metadata = metadata.into_builder().set_row_groups(groups).build();
+    let mut changed = head.to_vec();
+    ParquetMetaDataWriter::new(&mut changed, &metadata).finish().ok()?;
+    Some(changed)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_that_points_outside_itself_stops_nobody() {
+    let (faulty, clock) = (FaultyStore::default(), ManualClock::default());
+    let mut log = open(&store(&faulty), &clock, "a").await;
+    fill(&mut log, 0, 8).await;
+    for version in [4, 6] {
+        write_checkpoint(&LogReader::new(&store(&faulty), TABLE), version).await.expect("writes");
+    }
+    let (below, key) = (faulty.below(), LogPaths::of(TABLE).checkpoint(6));
+    let whole = below.get(&key).await.expect("there").bytes().await.expect("reads");
+    for offset in [-5, i64::MIN, 1 << 40, i64::MAX] {
+        let bad = with_first_offset(&whole, offset).expect("a footer");
+        below.put(&key, bad.into()).await.expect("puts");
+        agree(&store(&faulty), None).await;
+        let fresh = faulty.other_view();
+        let opening = tokio::spawn({
+            let (store, clock) = (store(&fresh), clock.clone());
+            async move { open(&store, &clock, "b").await.version() }
+        });
+        assert!(clock.advance_until(std::time::Duration::from_secs(60), || opening.is_finished()).await, "{offset}: stuck");
+        assert_eq!(opening.await.expect("no panic"), 9);
+        // The one below serves instead.
+        assert_eq!((fresh.calls(Call::Get, "00004.checkpoint"), fresh.calls(Call::Get, "00003.json")), (2, 0), "{offset}");
+    }
+}
+
+#[tokio::test]
+async fn a_checkpoint_without_its_record_stops_everybody() {
+    let faulty = FaultyStore::default();
+    let store = store(&faulty);
+    let mut log = open(&store, &ManualClock::default(), "a").await;
+    fill(&mut log, 0, 8).await;
+    for version in [4, 9] {
+        write_checkpoint(&LogReader::new(&store, TABLE), version).await.expect("writes");
+    }
+    for gone in [9, 8, 4] {
+        faulty.below().delete(&LogPaths::of(TABLE).record(gone)).await.expect("deletes");
+        for history in [History::Recent, History::Whole] {
+            let error = TableView::load(&store, TABLE, None, history).await.expect_err("the log was cut");
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        }
+        let rng = fastrand::Rng::with_seed(1);
+        let opened = TableLog::open(&store, options("b"), Arc::new(ManualClock::default()), rng, Arc::new(())).await;
+        let error = opened.expect_err("it would fork the log");
+        assert!(error.kind() == ErrorKind::Corrupt && error.to_string().contains("00009.json is missing"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_may_not_be_read_is_not_passed_over() {
+    let faulty = FaultyStore::default();
+    let mut log = open(&store(&faulty), &ManualClock::default(), "a").await;
+    fill(&mut log, 0, 8).await;
+    write_checkpoint(&LogReader::new(&store(&faulty), TABLE), 4).await.expect("writes");
+    faulty.inject(When::at(Call::Get).to("checkpoint.parquet"), Fault::Deny);
+    let error = TableView::load(&store(&faulty), TABLE, None, History::Recent).await.expect_err("no rights");
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
 }

@@ -10,8 +10,9 @@ use tapedeck_common::event::TimeKind;
 use tapedeck_common::{ErrorKind, Position, Timestamp};
 use tapedeck_sim::{Call, Fault, FaultyStore, ManualClock, When};
 use tapedeck_storage::layout;
+use tapedeck_storage::log::checkpoint::write_checkpoint;
 use tapedeck_storage::log::verify::{FindingKind, TableReport};
-use tapedeck_storage::log::{LogPaths, VerifyOptions, verify_table};
+use tapedeck_storage::log::{History, LogPaths, LogReader, TableView, VerifyOptions, verify_table};
 use tapedeck_storage::segment::{SegmentWriter, WriterOptions};
 use tapedeck_storage::store::Store;
 
@@ -107,7 +108,13 @@ async fn objects_that_are_gone_or_changed_are_named() {
 async fn segments_that_hold_other_events_than_their_record_says_are_found() {
     // What the record claims is changed before it is committed; the objects are true to their checksums.
     type Change = fn(&mut [SegmentRef; 2]);
-    let cases: [(&str, Change); 3] = [
+    let cases: [(&str, Change); 9] = [
+        ("an earlier first event", |pair| pair[0].times.0 = Timestamp::from_micros(pair[0].times.0.micros() - 1_000)),
+        ("a later last event", |pair| pair[0].times.1 = Timestamp::from_micros(pair[0].times.1.micros() + 1_000)),
+        ("times that leave events out", |pair| pair[0].times = (hour(0).start(), hour(0).start())),
+        ("a null key", |pair| pair[0].null_keys = 1),
+        ("null values", |pair| pair[1].null_values = 2),
+        ("more payload", |pair| pair[1].lanes[0].payload_bytes += 1),
         ("another topic", |pair| pair[0].topic = Arc::from("clicks")),
         ("one event more than there is", |pair| {
             (pair[0].rows, pair[0].lanes[0].rows) = (4, 4);
@@ -177,4 +184,36 @@ async fn a_store_that_is_away_is_no_finding() {
         let answer = verify_table(&Store::of(Arc::new(faulty)), TABLE, &VerifyOptions::default()).await;
         assert_eq!(answer.expect_err("no answer").kind(), ErrorKind::Unavailable);
     }
+}
+
+#[tokio::test]
+async fn records_that_are_gone_at_either_end_are_missed() {
+    let (store, below) = table().await;
+    let paths = LogPaths::of(TABLE);
+    write_checkpoint(&LogReader::new(&store, TABLE), 4).await.expect("writes");
+    below.delete(&paths.record(0)).await.expect("deletes");
+    let report = verify(&store, false).await;
+    assert_eq!((kinds(&report), report.findings[0].object.as_str()), (vec![FindingKind::Hole], paths.record(0).as_ref()));
+    // The newest records are gone, and the checkpoint tells of them.
+    let (store, below) = table().await;
+    write_checkpoint(&LogReader::new(&store, TABLE), 4).await.expect("writes");
+    for version in [4, 3] {
+        below.delete(&paths.record(version)).await.expect("deletes");
+        let report = verify(&store, false).await;
+        assert_eq!((kinds(&report), report.findings[0].object.as_str()), (vec![FindingKind::Hole], paths.record(4).as_ref()));
+    }
+    // Nothing but the checkpoint is left, and then nothing but the hint.
+    for version in [2, 1, 0] {
+        below.delete(&paths.record(version)).await.expect("deletes");
+    }
+    assert_eq!(kinds(&verify(&store, false).await), [FindingKind::Hole, FindingKind::Hole]);
+    below.delete(&paths.checkpoint(4)).await.expect("deletes");
+    assert_eq!(kinds(&verify(&store, false).await), [FindingKind::Hole]);
+    for history in [History::Recent, History::Whole] {
+        let error = TableView::load(&store, TABLE, None, history).await.expect_err("nobody can read it");
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    }
+    below.delete(&paths.hint()).await.expect("deletes");
+    let error = verify_table(&store, TABLE, &VerifyOptions::default()).await.expect_err("now there is no table");
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
 }

@@ -1,8 +1,9 @@
 //! Reads a checkpoint back: all of it for readers, the footer and the head row group for writers.
-//! Never: panics on a file that is not one; every column is looked up by name and type.
+//! Never: panics on a file that is not one, or asks the store for bytes outside it; every column is looked up by name and type.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use arrow::array::{Array, AsArray, RecordBatch, StructArray};
 use arrow::datatypes::{Int32Type, Int64Type};
@@ -11,10 +12,11 @@ use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::errors::{ParquetError, Result as ParquetResult};
+use parquet::file::metadata::KeyValue;
 use parquet::file::reader::{ChunkReader, Length};
-use tapedeck_common::{ErrorKind, LaneId, Position};
+use tapedeck_common::{LaneId, Position};
 
-use super::MARK;
+use super::{MARK, unanswered, unreadable};
 use crate::log::decode;
 use crate::log::genesis::Genesis;
 use crate::log::record::Removed;
@@ -26,6 +28,9 @@ use crate::store::StoreError;
 /// Enough for the footer of a checkpoint of some ten million files; a larger one is asked for again.
 const FOOTER_GUESS: u64 = 256 * 1024;
 
+/// More than any column of a row group of ours decodes to; past it a footer is not believed.
+const CHUNK_BYTES_MAX: i64 = 8 * 1024 * 1024 * 1024;
+
 /// What a checkpoint holds.
 #[derive(Debug)]
 pub(super) struct Content {
@@ -36,16 +41,19 @@ pub(super) struct Content {
 
 /// Everything in a checkpoint.
 pub(super) fn all(bytes: Bytes) -> Result<Content, String> {
-    let file = Sparse { length: bytes.len() as u64, pieces: vec![(0, bytes)] };
-    let opened = open(file).map_err(|error| error.to_string())?;
-    let groups = (0..opened.metadata().num_row_groups()).collect();
-    content(opened, groups)
+    let length = bytes.len() as u64;
+    let opened = open(Sparse { length, pieces: vec![(0, bytes)] }).map_err(|error| error.to_string())?;
+    let groups = 0..opened.metadata().num_row_groups();
+    for group in groups.clone() {
+        place_of(&opened, group, length)?;
+    }
+    content(opened, groups.collect())
 }
 
 /// The head row group, with two ranged reads.
 pub(super) async fn head(reader: &LogReader, key: &Path) -> Result<Content, StoreError> {
-    let failed = |error| StoreError::request(format!("cannot read {key}"), error);
-    let unreadable = |what: String| StoreError::new(ErrorKind::Corrupt, format!("table {}: {key}: {what}", reader.table));
+    let failed = |error| unanswered(reader, key, error);
+    let bad = |what: String| unreadable(reader, key, what);
     let mut ask = FOOTER_GUESS;
     let (mut file, opened) = loop {
         let options = GetOptions { range: Some(GetRange::Suffix(ask)), ..GetOptions::default() };
@@ -55,34 +63,55 @@ pub(super) async fn head(reader: &LogReader, key: &Path) -> Result<Content, Stor
         match open(file.clone()) {
             Ok(opened) => break (file, opened),
             Err(ParquetError::NeedMoreData(_)) if from > 0 => ask = ask.saturating_mul(8),
-            Err(error) => return Err(unreadable(error.to_string())),
+            Err(error) => return Err(bad(error.to_string())),
         }
     };
-    let range = head_range(&opened).map_err(unreadable)?;
+    check_mark(&opened).map_err(bad)?;
+    let range = place_of(&opened, 0, file.length).map_err(bad)?;
     let bytes = reader.store.get_range(key, range.clone()).await.map_err(failed)?;
     file.pieces.push((range.start, bytes));
-    let opened = open(file).map_err(|error| unreadable(error.to_string()))?;
-    content(opened, vec![0]).map_err(unreadable)
+    let opened = open(file).map_err(|error| bad(error.to_string()))?;
+    content(opened, vec![0]).map_err(bad)
 }
 
 type Opened = ParquetRecordBatchReaderBuilder<Sparse>;
 
-fn open(file: Sparse) -> ParquetResult<Opened> {
-    ParquetRecordBatchReaderBuilder::try_new(file)
+/// Whatever the decoder does with damaged bytes, it ends here.
+fn guarded<T>(decode: impl FnOnce() -> T) -> Result<T, &'static str> {
+    catch_unwind(AssertUnwindSafe(decode)).map_err(|_| "the decoder gave up on it")
 }
 
-fn head_range(opened: &Opened) -> Result<Range<u64>, String> {
+fn open(file: Sparse) -> ParquetResult<Opened> {
+    guarded(|| Opened::try_new(file)).unwrap_or_else(|what| Err(ParquetError::General(what.to_owned())))
+}
+
+fn check_mark(opened: &Opened) -> Result<(), String> {
     let marks = opened.metadata().file_metadata().key_value_metadata();
-    if !marks.into_iter().flatten().any(|pair| pair.key == MARK.0 && pair.value.as_deref() == Some(MARK.1)) {
-        return Err("it was not written by tapedeck".to_owned());
+    let is_ours = |pair: &KeyValue| pair.key == MARK.0 && pair.value.as_deref() == Some(MARK.1);
+    if marks.into_iter().flatten().any(is_ours) { Ok(()) } else { Err("it was not written by tapedeck".to_owned()) }
+}
+
+/// Where a row group lies: within the file, or its footer is damaged.
+fn place_of(opened: &Opened, group: usize, size: u64) -> Result<Range<u64>, String> {
+    let group = opened.metadata().row_groups().get(group).ok_or("it has no row group")?;
+    let mut whole: Option<Range<u64>> = None;
+    for chunk in group.columns() {
+        let start = chunk.dictionary_page_offset().unwrap_or_else(|| chunk.data_page_offset());
+        let place = u64::try_from(start).ok().zip(u64::try_from(chunk.compressed_size()).ok());
+        let place = place.and_then(|(start, length)| Some(start..start.checked_add(length)?)).filter(|place| place.end <= size);
+        let is_sane = group.num_rows() >= 0 && (0..=CHUNK_BYTES_MAX).contains(&chunk.uncompressed_size());
+        let place =
+            place.filter(|_| is_sane).ok_or_else(|| format!("{}: its size or place is impossible", chunk.column_path()))?;
+        whole = Some(whole.map_or(place.clone(), |whole| whole.start.min(place.start)..whole.end.max(place.end)));
     }
-    let columns = opened.metadata().row_groups().first().ok_or("it has no row group")?.columns().iter();
-    let ranges = columns.map(|column| column.byte_range()).map(|(start, length)| start..start + length);
-    let whole = ranges.reduce(|whole, next| whole.start.min(next.start)..whole.end.max(next.end));
     whole.ok_or_else(|| "it has no columns".to_owned())
 }
 
 fn content(opened: Opened, groups: Vec<usize>) -> Result<Content, String> {
+    guarded(|| read_content(opened, groups)).unwrap_or_else(|what| Err(what.to_owned()))
+}
+
+fn read_content(opened: Opened, groups: Vec<usize>) -> Result<Content, String> {
     let batches = opened.with_row_groups(groups).build().map_err(|error| error.to_string())?;
     let mut rows = Rows::default();
     for batch in batches {

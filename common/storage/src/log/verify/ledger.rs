@@ -71,7 +71,7 @@ impl<'a> Ledger<'a> {
         self.next += 1;
         let Some(body) = body else {
             self.prev = None;
-            let text = "it is missing, although later records exist";
+            let text = "it is missing, although the log holds more";
             self.find(FindingKind::Hole, &self.reader.paths.record(version), text);
             return version;
         };

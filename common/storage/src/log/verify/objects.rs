@@ -8,11 +8,13 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use tapedeck_common::commit::SegmentRef;
 use tapedeck_common::error::report;
-use tapedeck_common::{ErrorKind, LaneId, Window};
+use tapedeck_common::event::Header;
+use tapedeck_common::{ErrorKind, LaneId, Timestamp, Window};
 
 use super::{Finding, FindingKind, VerifyOptions, about};
 use crate::layout;
-use crate::segment::{EventBatch, Projection, Scan, SegmentError, SegmentReader, verify_object};
+use crate::log::record;
+use crate::segment::{EventBatch, EventRow, Projection, Scan, SegmentError, SegmentReader, verify_object};
 use crate::store::{Outcome, Store, StoreError, classify};
 
 /// What looking at the objects brought.
@@ -30,6 +32,11 @@ type Run = (u64, u64);
 struct Content {
     rows: u64,
     runs: BTreeMap<LaneId, Vec<Run>>,
+    /// What readers prune and count by.
+    times: Option<(Timestamp, Timestamp)>,
+    null_keys: u64,
+    null_values: u64,
+    payload_bytes: BTreeMap<i32, u64>,
 }
 
 /// One object, looked at.
@@ -124,6 +131,7 @@ async fn read_back(store: &Arc<dyn ObjectStore>, key: &Path, segment: &SegmentRe
 }
 
 fn take_batch(content: &mut Content, segment: &SegmentRef, batch: &EventBatch) -> Result<(), String> {
+    let mut headers = Vec::new();
     for row in 0..batch.len() {
         let (partition, position, time) = batch.place(row);
         let lane = LaneId::new(Arc::clone(&segment.source), partition);
@@ -140,8 +148,43 @@ fn take_batch(content: &mut Content, segment: &SegmentRef, batch: &EventBatch) -
             _ => runs.push((position, position)),
         }
         content.rows += 1;
+        let event = batch.row(row);
+        batch.headers(row, &mut headers);
+        content.count(&event, &headers);
     }
     Ok(())
+}
+
+impl Content {
+    fn count(&mut self, event: &EventRow<'_>, headers: &[Header<'_>]) {
+        let size = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
+        let own: usize = headers.iter().map(|(name, value)| name.len() + size(*value)).sum();
+        *self.payload_bytes.entry(event.partition).or_default() += (own + size(event.key) + size(event.value)) as u64;
+        self.null_keys += u64::from(event.key.is_none());
+        self.null_values += u64::from(event.value.is_none());
+        let (first, last) = self.times.unwrap_or((event.time, event.time));
+        self.times = Some((first.min(event.time), last.max(event.time)));
+    }
+
+    /// What the log would say of this content besides lanes, as it stores it: times are rounded outwards.
+    fn stats_of(&self, segment: &SegmentRef) -> SegmentStats {
+        let times = self.times.unwrap_or(segment.times);
+        let times = record::time_bounds_ms(&SegmentRef { times, ..segment.clone() });
+        SegmentStats { times, null_keys: self.null_keys, null_values: self.null_values }
+    }
+}
+
+/// The statistics of a whole segment in its record.
+#[derive(Debug, PartialEq, Eq)]
+struct SegmentStats {
+    times: (i64, Option<i64>),
+    null_keys: u64,
+    null_values: u64,
+}
+
+fn stated(segment: &SegmentRef) -> SegmentStats {
+    let times = record::time_bounds_ms(segment);
+    SegmentStats { times, null_keys: segment.null_keys, null_values: segment.null_values }
 }
 
 /// What differs between a segment's content and what its record says of it.
@@ -158,7 +201,22 @@ fn compare(segment: &SegmentRef, content: &Content) -> Option<String> {
             ));
         }
     }
-    (content.rows != segment.rows).then(|| format!("it holds {} rows, the log says {}", content.rows, segment.rows))
+    if content.rows != segment.rows {
+        return Some(format!("it holds {} rows, the log says {}", content.rows, segment.rows));
+    }
+    compare_stats(segment, content)
+}
+
+/// Readers leave out segments by these, so a wrong one hides events from them.
+fn compare_stats(segment: &SegmentRef, content: &Content) -> Option<String> {
+    let (found, said) = (content.stats_of(segment), stated(segment));
+    if found != said {
+        return Some(format!("the log says {said:?}, it holds {found:?}"));
+    }
+    let bytes = |partition: i32| content.payload_bytes.get(&partition).copied().unwrap_or(0);
+    let wrong = segment.lanes.iter().find(|lane| lane.payload_bytes != bytes(lane.partition))?;
+    let (partition, said) = (wrong.partition, wrong.payload_bytes);
+    Some(format!("the log says {said} payload bytes of partition {partition}, it holds {}", bytes(partition)))
 }
 
 /// Positions that segments of the present record hold. Segments of different records cannot meet, since spans tile and each
