@@ -136,21 +136,21 @@ pub struct Snapshot(Vec<u64>);
 pub struct Tally {
     names: Vec<String>,
     lanes: Vec<LaneTally>,
-    /// When the last saved cursor was begun, and when the last one, saved or not.
-    saved_at: Duration,
-    tried_at: Duration,
+    /// When the last saved cursor was begun, and when the last one, saved or not; none in this run yet.
+    saved_at: Option<Duration>,
+    tried_at: Option<Duration>,
 }
 
 impl Tally {
-    /// Begins where `cursor` stands.
-    pub fn new(plan: &Plan, cursor: &Cursor, now: Duration) -> Self {
+    /// Begins where `cursor` stands. Whoever read it may have slept since, so nothing counts as saved before this run saves.
+    pub fn new(plan: &Plan, cursor: &Cursor) -> Self {
         let names: Vec<String> = plan.lanes.iter().map(|lane| lane.id().to_string()).collect();
         let tally = |name: &String| {
             let start = cursor.lanes.get(name).copied();
             LaneTally { start, confirmed: start, saved_events: start.map_or(0, |lane| lane.events) }
         };
         let lanes = names.iter().map(tally).collect();
-        Self { names, lanes, saved_at: now, tried_at: now }
+        Self { names, lanes, saved_at: None, tried_at: None }
     }
 
     /// Where each lane goes on, by number.
@@ -176,18 +176,19 @@ impl Tally {
 
     /// True if a cursor should be written now; also without news, as a sign of life.
     pub fn is_due(&self, now: Duration) -> bool {
-        let since = now.saturating_sub(self.tried_at);
+        let Some(tried_at) = self.tried_at else { return true };
+        let since = now.saturating_sub(tried_at);
         since >= CURSOR_TIME || (since >= SAVE_APART && self.lanes.iter().any(|lane| lane.ahead() >= SAVE_EARLY_EVENTS))
     }
 
-    /// How long ago the last saved cursor was begun: nobody may take the job over before that is older than they wait.
-    pub fn unsaved_for(&self, now: Duration) -> Duration {
-        now.saturating_sub(self.saved_at)
+    /// True if a saved cursor was begun at most `limit` ago: nobody may take the job over before that is older than they wait.
+    pub fn is_alive(&self, now: Duration, limit: Duration) -> bool {
+        self.saved_at.is_some_and(|saved_at| now.saturating_sub(saved_at) <= limit)
     }
 
     /// The lanes as they stand, to be written, and what that covers.
     pub fn snapshot(&mut self, now: Duration) -> (BTreeMap<String, LaneCursor>, Snapshot) {
-        self.tried_at = now;
+        self.tried_at = Some(now);
         let lanes = self.names.iter().zip(&self.lanes).filter_map(|(name, lane)| Some((name.clone(), lane.confirmed?)));
         (lanes.collect(), Snapshot(self.lanes.iter().map(|lane| lane.events()).collect()))
     }
@@ -197,7 +198,7 @@ impl Tally {
         for (lane, events) in self.lanes.iter_mut().zip(&snapshot.0) {
             lane.saved_events = lane.saved_events.max(*events);
         }
-        self.saved_at = self.saved_at.max(begun);
+        self.saved_at = self.saved_at.max(Some(begun));
     }
 
     /// Events confirmed since the job began, by lane.

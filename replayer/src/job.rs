@@ -2,7 +2,8 @@
 //!
 //! Promises: leases are created, never changed, and the highest is the owner's; every owner writes a cursor object of its
 //! own, so that one who was paused for hours can overwrite nothing of its successor's; whether an owner lives is seen by
-//! its cursor moving, not by comparing clocks. Never: delete.
+//! its cursor moving, not by comparing clocks; whoever takes over begins only once the one before publishes no more.
+//! Never: delete.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,18 +14,29 @@ use object_store::path::Path;
 use object_store::{ObjectStoreExt as _, PutMode, PutOptions};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tapedeck_common::error::report as error_text;
 use tapedeck_common::{Clock, ErrorKind, Timestamp};
 use tapedeck_storage::layout;
 use tapedeck_storage::store::{Outcome, Store, StoreError, classify};
+use tracing::warn;
 
 use crate::cursor::{CURSOR_FORMAT, Cursor, State};
 use crate::plan::Plan;
-use crate::replay::{Ledger, LedgerError};
+use crate::replay::{Ledger, LedgerError, SILENT_MAX};
 use crate::report::Report;
 use crate::select::text_time;
 
 /// How long a second starter watches the owner's cursor before it takes over. Longer than [`crate::replay::SILENT_MAX`].
 const WATCH: Duration = Duration::from_secs(5);
+
+/// How long who took over waits before it reads where to begin: by then the owner before, who may have shown a sign of life
+/// just before the new lease, has published its last, and a second covers what its client still had on the way. Shorter
+/// than [`WATCH`], so that a third starter sees the new owner begin.
+const HAND_OVER: Duration = Duration::from_secs(SILENT_MAX.as_secs() + 1);
+
+/// How often a last cursor is tried while the store is away.
+const LAST_CURSOR_TRIES: u32 = 20;
+const LAST_CURSOR_AGAIN: Duration = Duration::from_millis(500);
 
 /// How often it looks.
 const WATCH_EVERY: Duration = Duration::from_millis(250);
@@ -157,19 +169,30 @@ impl Jobs {
         self.put(&layout::archive_job(&report.job, "report.json"), report).await
     }
 
+    /// Stores how a run ended: its last cursor, then its report. Whoever lost the job touches neither: they are its successor's.
+    pub async fn end(&self, plan: &Plan, cursor: &Cursor, ledger: &dyn Ledger, clock: &dyn Clock) -> Result<Report, LedgerError> {
+        let saved = save_last(cursor, ledger, clock).await;
+        if let Err(fenced @ LedgerError::Fenced { .. }) = saved {
+            return Err(fenced);
+        }
+        let report = Report::of(plan, cursor);
+        if let Err(error) = self.save_report(&report).await {
+            warn!(error = %error_text(&error), "the report is not saved; `replayer status` shows the same numbers");
+        }
+        saved.map(|()| report)
+    }
+
     /// Becomes the owner of a job, if nobody else is. Answers where it stands; a completed job is not taken.
     pub async fn claim(&self, job: &str, owner: &str, nonce: &str, clock: &dyn Clock) -> Result<Claim, JobError> {
         let lease = self.newest_lease(job).await?;
-        let mut cursor = None;
+        let mut is_silent = false;
         if let Some(lease) = &lease {
-            cursor = self.cursor_before(job, lease.number).await?;
+            let cursor = self.cursor_before(job, lease.number).await?;
             match cursor.as_ref().map(|cursor| cursor.state) {
                 Some(State::Completed) => return Ok(Claim::Completed(cursor.expect("its state was read"))),
                 Some(State::Paused | State::Failed) if self.wrote_itself(job, lease).await? => {}
-                _ => self.watch_owner(job, lease, clock).await?,
+                _ => is_silent = self.watch_owner(job, lease, clock).await?,
             }
-            // The owner may have moved on until the end of the watch.
-            cursor = self.cursor_before(job, lease.number).await?;
         }
         let number = lease.map_or(1, |lease| lease.number + 1);
         let ours = Lease { number, nonce: nonce.to_owned(), owner: owner.to_owned(), at: Some(clock.now()) };
@@ -178,6 +201,14 @@ impl Jobs {
         let found: Lease = self.existing(&key).await?;
         if found.nonce != ours.nonce {
             return Err(JobError::Held { job: job.to_owned(), owner: found.owner, lease: number });
+        }
+        if is_silent {
+            clock.sleep(HAND_OVER).await;
+        }
+        // Only now: the owner before may have moved on until it saw the new lease.
+        let cursor = self.cursor_before(job, number - 1).await?;
+        if let Some(cursor) = cursor.as_ref().filter(|cursor| cursor.state == State::Completed) {
+            return Ok(Claim::Completed(cursor.clone()));
         }
         let mut cursor = cursor.unwrap_or_else(|| Cursor::start(job, clock.now()));
         (cursor.lease, cursor.beat, cursor.state, cursor.reason) = (number, 0, State::Running, None);
@@ -188,8 +219,8 @@ impl Jobs {
         Ok(Claim::Ours(Owner { jobs: self.clone(), lease: number }, cursor))
     }
 
-    /// Waits for a sign of life of the owner.
-    async fn watch_owner(&self, job: &str, lease: &Lease, clock: &dyn Clock) -> Result<(), JobError> {
+    /// Waits for a sign of life of the owner. True if there was none; false if it ended in good order meanwhile.
+    async fn watch_owner(&self, job: &str, lease: &Lease, clock: &dyn Clock) -> Result<bool, JobError> {
         let key = cursor_key(job, lease.number);
         let seen: Option<Cursor> = self.read(&key).await?;
         let until = clock.monotonic() + WATCH;
@@ -197,13 +228,13 @@ impl Jobs {
             clock.sleep(WATCH_EVERY).await;
             let now: Option<Cursor> = self.read(&key).await?;
             if now.as_ref().is_some_and(|cursor| cursor.state != State::Running) {
-                return Ok(());
+                return Ok(false);
             }
             if now != seen {
                 return Err(JobError::Held { job: job.to_owned(), owner: lease.owner.clone(), lease: lease.number });
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     async fn wrote_itself(&self, job: &str, lease: &Lease) -> Result<bool, StoreError> {
@@ -320,6 +351,17 @@ impl Ledger for Owner {
             return Err(LedgerError::Fenced { job, lease: newer.number });
         }
         self.jobs.put(&cursor_key(&job, self.lease), &cursor).await.map_err(failed)
+    }
+}
+
+async fn save_last(cursor: &Cursor, ledger: &dyn Ledger, clock: &dyn Clock) -> Result<(), LedgerError> {
+    let mut tries = 1;
+    loop {
+        match ledger.save(cursor.clone()).await {
+            Err(LedgerError::Store { .. }) if tries < LAST_CURSOR_TRIES => clock.sleep(LAST_CURSOR_AGAIN).await,
+            saved => return saved,
+        }
+        tries += 1;
     }
 }
 

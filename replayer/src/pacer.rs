@@ -37,9 +37,14 @@ pub struct Limits {
 impl Limits {
     /// How long `events` and `bytes` take at these limits; `None` without a limit.
     pub fn duration(&self, events: u64, bytes: u64) -> Option<Duration> {
-        let by = |amount: u64, rate: Option<f64>| rate.map(|rate| Duration::from_secs_f64(amount as f64 / rate));
+        let by = |amount: u64, rate: Option<f64>| rate.map(|rate| seconds(amount as f64 / rate));
         by(events, self.events).max(by(bytes, self.bytes))
     }
+}
+
+/// A time that may be longer than a clock can tell: then it is as long as that.
+fn seconds(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
 }
 
 /// What may happen now.
@@ -77,8 +82,8 @@ impl Schedule {
     /// When the next group may go out.
     fn due(&mut self, now: Duration) -> Duration {
         let anchor = *self.anchor.get_or_insert(now);
-        let mut due = anchor + Duration::from_secs_f64(self.sent / self.rate);
-        if now > due + LATE_MAX {
+        let mut due = anchor.saturating_add(seconds(self.sent / self.rate));
+        if now > due.saturating_add(LATE_MAX) {
             (self.anchor, self.sent, due) = (Some(now), 0.0, now);
         }
         due.max(self.cap_until)
@@ -86,8 +91,8 @@ impl Schedule {
 
     fn sent(&mut self, now: Duration, amount: u64) {
         self.sent += amount as f64;
-        let fastest = Duration::from_secs_f64(amount as f64 / (self.rate * CATCH_UP));
-        self.cap_until = self.cap_until.max(now.saturating_sub(JITTER)) + fastest;
+        let fastest = seconds(amount as f64 / (self.rate * CATCH_UP));
+        self.cap_until = self.cap_until.max(now.saturating_sub(JITTER)).saturating_add(fastest);
     }
 }
 
@@ -291,6 +296,18 @@ mod tests {
         assert!(matches!(pacer.admit(Duration::ZERO), Admit::Now { .. }));
         assert_eq!(Limits::default().duration(5, 5), None);
         assert_eq!(Limits { events: Some(10.0), bytes: Some(1.0) }.duration(20, 3), Some(Duration::from_secs(3)));
+    }
+
+    #[test]
+    fn a_rate_beyond_all_time_waits_and_never_panics() {
+        let limits = Limits { events: Some(1e-300), bytes: Some(f64::MAX) };
+        assert_eq!(limits.duration(u64::MAX, 1), Some(Duration::MAX));
+        let mut pacer = Pacer::new(limits);
+        assert!(matches!(pacer.admit(Duration::ZERO), Admit::Now { .. }));
+        for _ in 0..3 {
+            pacer.sent(Duration::from_secs(9), u64::MAX, u64::MAX);
+            assert_eq!(pacer.admit(Duration::from_secs(10)), Admit::At(Duration::MAX));
+        }
     }
 
     #[test]

@@ -41,6 +41,14 @@ pub enum PlanError {
         /// What its content gives.
         found: String,
     },
+    /// A limit that no pace follows.
+    #[error("limits.{name} is {value}: a limit is a number above zero, or null")]
+    Limit {
+        /// Which.
+        name: &'static str,
+        /// What it says.
+        value: f64,
+    },
     /// The plan is of another version.
     #[error("the plan has format {0}, this replayer reads format {PLAN_FORMAT}")]
     Format(u32),
@@ -233,6 +241,8 @@ pub struct Draft {
     pub gaps: Vec<(String, LaneId, Span, GapCause)>,
     /// Events found out of time order while segments were read.
     pub out_of_time_order: u64,
+    /// Why tables that may once have held the topics could not be looked at.
+    pub unread: Vec<String>,
     /// Objects larger than this are read twice: once to verify them, once to decode.
     pub whole_object_max: u64,
 }
@@ -248,7 +258,11 @@ impl Plan {
         }
         let totals = totals_of(&segments, draft.whole_object_max);
         let gaps = gaps_in(&lanes, draft.gaps);
-        let warnings = warnings_of(&lanes, &gaps, &target, draft.out_of_time_order);
+        let mut warnings = warnings_of(&lanes, &gaps, &target, draft.out_of_time_order);
+        let unread = |why: &String| {
+            format!("a table that may have held these topics before cannot be read, its events are not in this plan: {why}")
+        };
+        warnings.extend(draft.unread.iter().map(unread));
         let duration = limits.duration(totals.events, totals.bytes);
         let hash = hash_of(&selection, &segments, &target);
         let duplicate_window = duplicate_window();
@@ -277,6 +291,11 @@ impl Plan {
     pub fn check(&self) -> Result<(), PlanError> {
         if self.format != PLAN_FORMAT {
             return Err(PlanError::Format(self.format));
+        }
+        for (name, limit) in [("events", self.limits.events), ("bytes", self.limits.bytes)] {
+            if let Some(value) = limit.filter(|limit| !limit.is_finite() || *limit <= 0.0) {
+                return Err(PlanError::Limit { name, value });
+            }
         }
         let found = hash_of(&self.selection, &self.segments, &self.target);
         if found != self.hash || self.lanes.iter().map(PlannedLane::id).ne(lanes_of(&self.segments).iter().map(PlannedLane::id)) {
@@ -468,7 +487,7 @@ mod tests {
             null_values: 0,
             lanes: lanes.iter().map(lane).collect(),
         };
-        Found { table: "orders".into(), segment }
+        Found::new("orders", segment)
     }
 
     fn draft(segments: Vec<PlannedSegment>) -> Draft {
@@ -482,6 +501,7 @@ mod tests {
             segments,
             gaps: vec![],
             out_of_time_order: 0,
+            unread: vec![],
             whole_object_max: 1 << 20,
         }
     }
@@ -535,6 +555,19 @@ mod tests {
             change(&mut edited);
             assert!(matches!(edited.check(), Err(PlanError::Edited { .. })));
         }
+    }
+
+    #[test]
+    fn limits_of_an_edited_plan_are_numbers_above_zero() {
+        let segments = sift(&Selection::default(), [found("a", (0, 9), &[(0, 0, 9, 10)])]).whole;
+        let plan = Plan::build(draft(segments), || unreachable!()).expect("a plan");
+        for bad in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            for limits in [Limits { events: Some(bad), bytes: None }, Limits { events: None, bytes: Some(bad) }] {
+                let error = Plan { limits, ..plan.clone() }.check().expect_err("no pace follows it");
+                assert!(matches!(error, PlanError::Limit { .. }), "{error}");
+            }
+        }
+        Plan { limits: Limits { events: Some(1e-300), bytes: None }, ..plan }.check().expect("slow, and a number");
     }
 
     #[test]

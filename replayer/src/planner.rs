@@ -1,7 +1,7 @@
 //! Asks the archive for what a plan needs: the tables' logs, and the segments at the edges of the selection.
 //!
 //! Promises: reads metadata only, except segments that lie on an edge; those are checked against the log before they are
-//! counted. Never: publish.
+//! counted. A topic is found in every table that holds events of it, also where it was moved away from. Never: publish.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use tapedeck_common::commit::GapCause;
-use tapedeck_common::error::ErrorKind;
-use tapedeck_common::{LaneId, Span, Timestamp};
+use tapedeck_common::error::{ErrorKind, report};
+use tapedeck_common::{LaneId, Position, Span, Timestamp};
 use tapedeck_storage::archive::Archive;
 use tapedeck_storage::layout;
 use tapedeck_storage::log::TableView;
@@ -21,11 +21,14 @@ use tapedeck_storage::store::{Store, StoreError};
 use crate::pacer::Limits;
 use crate::plan::{Draft, Plan, PlanError, PlannedSegment};
 use crate::select::Selection;
-use crate::sift::{Found, SegmentCounts, counted, out_of_time_order, sift};
+use crate::sift::{Found, SegmentCounts, counted, once, out_of_time_order, sift};
 use crate::target::Target;
 
 /// Segments at the edges that are read at once.
 const EDGES_AT_ONCE: usize = 3;
+
+/// Tables' logs that are read at once.
+const LOGS_AT_ONCE: usize = 4;
 
 /// Why a plan could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +42,12 @@ pub enum PlannerError {
     /// There is nothing to plan.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// Two tables hold parts of a lane in turns.
+    #[error("lane {lane} lies in several tables whose positions alternate; narrow the selection by --offsets or --partition")]
+    Entangled {
+        /// The lane.
+        lane: String,
+    },
     /// A topic that the archive does not have.
     #[error("topic {topic} is not in the archive {archive}; it has: {known}")]
     UnknownTopic {
@@ -58,13 +67,13 @@ impl PlannerError {
             Self::Store(error) => error.kind(),
             Self::Segment(error) => error.kind(),
             Self::Plan(error) => error.kind(),
-            Self::UnknownTopic { .. } => ErrorKind::Invalid,
+            Self::UnknownTopic { .. } | Self::Entangled { .. } => ErrorKind::Invalid,
         }
     }
 
     /// True if only the command line is to blame.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::Plan(_) | Self::UnknownTopic { .. })
+        matches!(self, Self::Plan(_) | Self::UnknownTopic { .. } | Self::Entangled { .. })
     }
 }
 
@@ -85,10 +94,8 @@ pub struct Ask {
 
 /// Makes a plan over the archive as it is now.
 pub async fn plan(archive: &Archive, ask: Ask) -> Result<Plan, PlannerError> {
-    let views = views(archive, &ask.selection).await?;
-    let found = views
-        .iter()
-        .flat_map(|view| view.segments.iter().map(|live| Found { table: view.table.clone(), segment: live.segment.clone() }));
+    let Views { views, unread } = views(archive, &ask.selection).await?;
+    let found = found(&views, &ask.selection)?;
     let sifted = sift(&ask.selection, found);
     let edges: Vec<(Option<PlannedSegment>, u64)> = futures::stream::iter(sifted.to_read)
         .map(|edge| count(archive.store.clone(), edge, ask.selection.clone()))
@@ -108,29 +115,79 @@ pub async fn plan(archive: &Archive, ask: Ask) -> Result<Plan, PlannerError> {
         limits: ask.limits,
         segments,
         out_of_time_order,
+        unread,
         whole_object_max: ask.whole_object_max,
     };
     Ok(Plan::build(draft, || nothing(&ask.selection, &views))?)
 }
 
-/// The logs of the tables that hold the topics.
-async fn views(archive: &Archive, selection: &Selection) -> Result<Vec<TableView>, PlannerError> {
+/// The logs that a plan is made from.
+#[derive(Default)]
+struct Views {
+    views: Vec<TableView>,
+    /// Tables that are no home of the topics and could not be read.
+    unread: Vec<String>,
+}
+
+/// The logs of the tables that hold the topics: their homes, and whatever table held them before.
+async fn views(archive: &Archive, selection: &Selection) -> Result<Views, PlannerError> {
     let homes = archive.topics().await?;
-    if let Some(unknown) = selection.topics.iter().find(|topic| !homes.contains_key(*topic)) {
-        let known =
-            if homes.is_empty() { "nothing yet".to_owned() } else { homes.keys().cloned().collect::<Vec<_>>().join(", ") };
-        return Err(PlannerError::UnknownTopic { topic: unknown.clone(), archive: archive.store.url.to_string(), known });
-    }
     let wanted: BTreeSet<&String> =
         homes.iter().filter(|(topic, _)| selection.has_topic(topic)).map(|(_, table)| table).collect();
-    let mut views = Vec::new();
-    for table in archive.tables().await? {
-        if wanted.contains(&table) {
-            // Gaps stand only in the records, so all of them are read.
-            views.push(TableView::load(&archive.store, &table, None, History::Whole).await?);
+    let mut known: BTreeSet<String> = homes.keys().cloned().collect();
+    let mut found = Views::default();
+    let tables = archive.tables().await?;
+    let looks = tables.iter().map(|table| look(archive, table, wanted.contains(table), selection));
+    let mut looks = futures::stream::iter(looks).buffered(LOGS_AT_ONCE);
+    while let Some(looked) = looks.try_next().await? {
+        known.extend(looked.topics);
+        found.views.extend(looked.view);
+        found.unread.extend(looked.unread);
+    }
+    match selection.topics.iter().find(|topic| !known.contains(*topic)) {
+        None => Ok(found),
+        Some(unknown) => Err(PlannerError::UnknownTopic {
+            topic: unknown.clone(),
+            archive: archive.store.url.to_string(),
+            known: if known.is_empty() { "nothing yet".to_owned() } else { known.into_iter().collect::<Vec<_>>().join(", ") },
+        }),
+    }
+}
+
+/// What one table is to a selection.
+#[derive(Default)]
+struct Looked {
+    view: Option<TableView>,
+    topics: BTreeSet<String>,
+    unread: Option<String>,
+}
+
+async fn look(archive: &Archive, table: &str, is_home: bool, selection: &Selection) -> Result<Looked, StoreError> {
+    let mut topics = BTreeSet::new();
+    if !is_home && !selection.topics.is_empty() {
+        match TableView::load(&archive.store, table, None, History::Recent).await {
+            Ok(view) => topics.extend(view.segments.iter().map(|live| live.segment.topic.to_string())),
+            // Damage there must not stop a replay of topics that most likely never were there; the plan tells of it.
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                return Ok(Looked { unread: Some(report(&error)), ..Looked::default() });
+            }
+            Err(error) => return Err(error),
+        }
+        if !topics.iter().any(|topic| selection.has_topic(topic)) {
+            return Ok(Looked { topics, ..Looked::default() });
         }
     }
-    Ok(views)
+    // Gaps stand only in the records, so all of them are read.
+    let view = TableView::load(&archive.store, table, None, History::Whole).await?;
+    Ok(Looked { view: Some(view), topics, unread: None })
+}
+
+/// All segments of the selection's topics, without what lies in two tables.
+fn found(views: &[TableView], selection: &Selection) -> Result<Vec<Found>, PlannerError> {
+    let all = views.iter().flat_map(|view| view.segments.iter().map(move |live| (&view.table, &live.segment)));
+    let wanted = all.filter(|(_, segment)| selection.has_topic(&segment.topic));
+    let found = wanted.map(|(table, segment)| Found::new(table.clone(), segment.clone())).collect();
+    once(found).map_err(|lane| PlannerError::Entangled { lane: lane.to_string() })
 }
 
 /// The gaps of all lanes that have a topic.
@@ -157,13 +214,13 @@ async fn count(store: Store, found: Found, selection: Selection) -> Result<(Opti
     let times = (selection.from.unwrap_or(ends.0), selection.until.unwrap_or(ends.1));
     let timed = selection.from.is_some() || selection.until.is_some();
     let mut scan = reader.scan(Scan { times: timed.then_some(times), ..Scan::default() });
-    let selection = Arc::new(selection);
+    let (selection, only) = (Arc::new(selection), Arc::new(found.only.clone()));
     let mut counts = SegmentCounts::new();
     while let Some(group) = scan.next_group().await? {
-        let selection = Arc::clone(&selection);
+        let (selection, only) = (Arc::clone(&selection), Arc::clone(&only));
         let counting = tokio::task::spawn_blocking(move || {
             for batch in group {
-                add_batch(&mut counts, &batch?, &selection);
+                add_batch(&mut counts, &batch?, &selection, &only);
             }
             Ok::<_, SegmentError>(counts)
         });
@@ -173,13 +230,14 @@ async fn count(store: Store, found: Found, selection: Selection) -> Result<(Opti
     Ok((counted(found, &counts), backwards))
 }
 
-fn add_batch(counts: &mut SegmentCounts, batch: &EventBatch, selection: &Selection) {
+fn add_batch(counts: &mut SegmentCounts, batch: &EventBatch, selection: &Selection, only: &BTreeMap<i32, (Position, Position)>) {
     let key = selection.key_bytes().ok().flatten();
     let mut headers = Vec::new();
     for row in 0..batch.len() {
         let event = batch.row(row);
+        let here = only.get(&event.partition).is_none_or(|(first, last)| (*first..=*last).contains(&event.position));
         let wanted = selection.has_partition(event.partition) && selection.has_position(event.position);
-        if !wanted || key.as_deref().is_some_and(|key| event.key != Some(key)) {
+        if !wanted || !here || key.as_deref().is_some_and(|key| event.key != Some(key)) {
             continue;
         }
         batch.headers(row, &mut headers);

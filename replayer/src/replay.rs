@@ -27,7 +27,7 @@ use crate::plan::Plan;
 use crate::progress::{Counters, Throttled};
 use crate::stream::{Batch, Chunk, StreamError};
 
-/// Without a saved cursor for this long nothing is published: shorter than a second starter waits before it takes over.
+/// Without a saved cursor for this long, or in this run, nothing is published: shorter than a second starter waits before it takes over.
 pub const SILENT_MAX: Duration = Duration::from_secs(3);
 
 /// How often confirms are looked at while there is nothing else to do.
@@ -207,7 +207,7 @@ struct Group {
 impl<'a> Replay<'a> {
     fn new(run: Run<'a>) -> Self {
         let began = run.clock.monotonic();
-        let tally = Tally::new(&run.plan, &run.cursor, began);
+        let tally = Tally::new(&run.plan, &run.cursor);
         run.counters.begin_at(run.cursor.events());
         Self {
             routes: routes(&run.plan, &run.job),
@@ -280,7 +280,7 @@ impl<'a> Replay<'a> {
             let now = self.run.clock.monotonic();
             self.tend(now).await?;
             let look = now + LOOK_EVERY;
-            if !self.tally.has_room(lane) || self.tally.unsaved_for(now) > SILENT_MAX {
+            if !self.tally.has_room(lane) || !self.tally.is_alive(now, SILENT_MAX) {
                 self.wait(look, Throttled::Cursor).await?;
             } else if !self.pacer.is_unlimited() && self.watch.is_stalled(now) {
                 self.wait(look, Throttled::Broker).await?;

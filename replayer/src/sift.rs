@@ -1,11 +1,13 @@
 //! What the log's entries and the segments at the edges give to a plan.
 //!
-//! Promises: a segment counts by its entry where that proves the numbers, and by its rows where not. Pure. Never: open one.
+//! Promises: a segment counts by its entry where that proves the numbers, and by its rows where not; what lies in two tables
+//! counts once. Pure. Never: open one.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tapedeck_common::commit::{SegmentLane, SegmentRef};
-use tapedeck_common::{Position, Timestamp};
+use tapedeck_common::{LaneId, Position, Timestamp};
 
 use crate::plan::{PlannedSegment, PlannedShare};
 use crate::select::{Selection, Touch};
@@ -17,6 +19,98 @@ pub struct Found {
     pub table: String,
     /// Its entry in the table's log.
     pub segment: SegmentRef,
+    /// Lanes of which other tables hold a part too: only positions from the first to the second are taken from this one.
+    pub only: BTreeMap<i32, (Position, Position)>,
+}
+
+impl Found {
+    /// A segment that is alone in holding what it holds.
+    pub fn new(table: impl Into<String>, segment: SegmentRef) -> Self {
+        Self { table: table.into(), segment, only: BTreeMap::new() }
+    }
+}
+
+/// Positions from the first to the second, both included.
+type Run = (u64, u64);
+
+/// Cuts what an earlier table holds too, so that no event is planned twice: a topic that moved to another table and was read
+/// again lies in both. The earlier table is the one that holds the lower positions of a lane. Answers the lane of a segment
+/// that would fall into pieces.
+pub fn once(found: Vec<Found>) -> Result<Vec<Found>, LaneId> {
+    let taken = taken_before(&found);
+    let mut cut = Vec::with_capacity(found.len());
+    for Found { table, mut segment, mut only } in found {
+        let lanes = std::mem::take(&mut segment.lanes);
+        for lane in lanes {
+            let id = LaneId::new(Arc::clone(&segment.source), lane.partition);
+            let whole = (lane.first.get(), lane.last.get());
+            let taken = taken.get(&(table.clone(), id.clone())).map_or(&[][..], Vec::as_slice);
+            match without(whole, taken).as_slice() {
+                [] => {
+                    // Nothing of it is wanted, and so its entry no longer tells what is.
+                    only.insert(lane.partition, (Position::new(1), Position::new(0)));
+                    continue;
+                }
+                [left] if *left == whole => {}
+                [(first, last)] => drop(only.insert(lane.partition, (Position::new(*first), Position::new(*last)))),
+                _ => return Err(id),
+            }
+            segment.lanes.push(lane);
+        }
+        if !segment.lanes.is_empty() {
+            cut.push(Found { table, segment, only });
+        }
+    }
+    Ok(cut)
+}
+
+/// For each table and lane: what tables before it hold. Nothing for lanes of one table.
+fn taken_before(found: &[Found]) -> BTreeMap<(String, LaneId), Vec<Run>> {
+    let mut lanes: BTreeMap<LaneId, BTreeMap<&str, Vec<Run>>> = BTreeMap::new();
+    for Found { table, segment, .. } in found {
+        for lane in &segment.lanes {
+            let id = LaneId::new(Arc::clone(&segment.source), lane.partition);
+            lanes.entry(id).or_default().entry(table).or_default().push((lane.first.get(), lane.last.get()));
+        }
+    }
+    let mut before = BTreeMap::new();
+    for (lane, tables) in lanes.into_iter().filter(|(_, tables)| tables.len() > 1) {
+        let mut in_order: Vec<(Vec<Run>, &str)> = tables.into_iter().map(|(table, runs)| (joined(runs), table)).collect();
+        in_order.sort_unstable();
+        let mut taken = Vec::new();
+        for (runs, table) in in_order {
+            before.insert((table.to_owned(), lane.clone()), taken.clone());
+            taken = joined([taken, runs].concat());
+        }
+    }
+    before
+}
+
+fn joined(mut runs: Vec<Run>) -> Vec<Run> {
+    runs.sort_unstable();
+    let mut joined: Vec<Run> = Vec::new();
+    for (first, last) in runs {
+        match joined.last_mut() {
+            Some(before) if first <= before.1 + 1 => before.1 = before.1.max(last),
+            _ => joined.push((first, last)),
+        }
+    }
+    joined
+}
+
+/// What is left of a run; `taken` is [`joined`].
+fn without((first, last): Run, taken: &[Run]) -> Vec<Run> {
+    let (mut at, mut left) = (first, Vec::new());
+    for (from, to) in taken.iter().filter(|(from, to)| *to >= first && *from <= last) {
+        if *from > at {
+            left.push((at, from - 1));
+        }
+        at = to + 1;
+    }
+    if at <= last {
+        left.push((at, last));
+    }
+    left
 }
 
 /// Counts the selected rows of one lane of a segment that is read.
@@ -61,6 +155,8 @@ pub fn sift(selection: &Selection, found: impl IntoIterator<Item = Found>) -> Si
     for found in found {
         match selection.touch(&found.segment) {
             Touch::Nothing => {}
+            // An entry counts whole segments only.
+            Touch::Whole(_) if !found.only.is_empty() => sifted.to_read.push(found),
             Touch::Look(_) => sifted.to_read.push(found),
             Touch::Whole(lanes) => {
                 let share = |lane: &SegmentLane| PlannedShare {
@@ -109,4 +205,25 @@ fn planned(found: Found, whole: bool, times: (Timestamp, Timestamp), lanes: Vec<
 /// Events of a segment that was read whose time lies before that of an event with a lower position.
 pub fn out_of_time_order(counts: &SegmentCounts) -> u64 {
     counts.values().map(|count| count.backwards).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_other_tables_hold_is_taken_out() {
+        let cases: [(Run, &[Run], &[Run]); 6] = [
+            ((5, 9), &[], &[(5, 9)]),
+            ((5, 9), &[(0, 4), (10, 11)], &[(5, 9)]),
+            ((5, 9), &[(0, 6)], &[(7, 9)]),
+            ((5, 9), &[(8, 20)], &[(5, 7)]),
+            ((5, 9), &[(0, 9)], &[]),
+            ((5, 9), &[(7, 7)], &[(5, 6), (8, 9)]),
+        ];
+        for (whole, taken, left) in cases {
+            assert_eq!(without(whole, taken), left, "{whole:?} without {taken:?}");
+        }
+        assert_eq!(joined(vec![(9, 12), (0, 3), (4, 5), (2, 4)]), [(0, 5), (9, 12)]);
+    }
 }

@@ -4,7 +4,7 @@ use serde_json::{Value as Json, json};
 use tapedeck_daemon::{Exit, Failure};
 use tapedeck_storage::store::StoreError;
 
-use super::{open_archive, system_clock};
+use super::{job_failed, open_archive, system_clock};
 use crate::cli::{JobArgs, ListArgs};
 use crate::config::Config;
 use crate::cursor::{Cursor, State};
@@ -24,7 +24,7 @@ pub(super) async fn status(args: JobArgs) -> Result<Exit, Failure> {
     let archive = open_archive(&config).await?;
     let jobs = Jobs::of(archive.store.clone());
     let unknown = || JobError::Unknown { job: job.to_owned(), archive: archive.store.url.to_string() };
-    let stored = jobs.plan(job).await.map_err(failed)?.ok_or_else(unknown).map_err(|error| Failure::new(error.kind(), error))?;
+    let stored = jobs.plan(job).await.map_err(failed)?.ok_or_else(unknown).map_err(job_failed)?;
     let newest = jobs.newest(job).await.map_err(failed)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&as_json(job, &stored, newest.as_ref())).expect("plain data"));

@@ -20,6 +20,7 @@ use tapedeck_storage::store::{StoreError, StoreOptions, open_store};
 
 use crate::cli::{Cli, Command};
 use crate::config::Config;
+use crate::job::JobError;
 use crate::planner::PlannerError;
 use crate::request::{later, usage};
 
@@ -82,6 +83,14 @@ async fn open_archive_at(options: &StoreOptions) -> Result<Archive, Failure> {
         return Err(Failure::new(Exit::Config, format!("there is no archive at {}: no such folder", options.url)));
     }
     Archive::open(open_store(options).map_err(failed)?).await.map_err(failed)
+}
+
+/// A job that is not there, or is another one, is the command line's fault.
+fn job_failed(error: JobError) -> Failure {
+    match error {
+        JobError::OtherPlan { .. } | JobError::Unknown { .. } => usage(error.to_string()),
+        error => Failure::new(error.kind(), error),
+    }
 }
 
 fn planner_failed(error: PlannerError) -> Failure {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use tapedeck_common::error::report as error_text;
 use tapedeck_common::{ByteBudget, Clock};
 use tapedeck_daemon::admin::{Admin, AdminServer, Component, Heartbeats, Readiness};
 use tapedeck_daemon::shutdown::{self, Shutdown};
@@ -18,7 +17,7 @@ use tapedeck_storage::ids::fresh_uuid;
 use tracing::{info, warn};
 
 use super::cat::to_stdout;
-use super::{chance, for_machines, open_archive, planner_failed, system_clock};
+use super::{chance, for_machines, job_failed, open_archive, planner_failed, system_clock};
 use crate::cli::RunArgs;
 use crate::config::Config;
 use crate::cursor::{Cursor, State};
@@ -43,10 +42,6 @@ const GRACE: Duration = Duration::from_secs(20);
 
 /// How long the replay waits for what a cluster says of existing topics' settings.
 const ADVICE_WAIT: Duration = Duration::from_secs(1);
-
-/// How often a last cursor is tried while the store is away.
-const LAST_CURSOR_TRIES: u32 = 20;
-const LAST_CURSOR_AGAIN: Duration = Duration::from_millis(500);
 
 /// What will be run.
 struct Chosen {
@@ -292,31 +287,10 @@ impl Session {
         };
         (cursor.state, cursor.reason) = (state, reason);
         cursor.beat += 1;
-        let saved = self.save_last(&cursor, ledger).await;
-        let report = Report::of(plan, &cursor);
-        if let Err(error) = self.jobs.save_report(&report).await {
-            warn!(error = %error_text(&error), "the report is not saved; `replayer status` shows the same numbers");
-        }
+        let report = self.jobs.end(plan, &cursor, ledger, self.clock.as_ref()).await;
         shutdown.ended();
-        saved?;
-        let exit = self.say_end(&report, false);
+        let exit = self.say_end(&report.map_err(ledger_failed)?, false);
         ended.map(|_| exit)
-    }
-
-    async fn save_last(&self, cursor: &Cursor, ledger: &dyn Ledger) -> Result<(), Failure> {
-        let mut tries = 0;
-        loop {
-            let error = match ledger.save(cursor.clone()).await {
-                Ok(()) => return Ok(()),
-                Err(error @ LedgerError::Fenced { .. }) => return Err(Failure::new(Exit::TryAgain, error)),
-                Err(error) => error,
-            };
-            tries += 1;
-            if tries >= LAST_CURSOR_TRIES {
-                return Err(Failure::new(Exit::Unfinished, error));
-            }
-            self.clock.sleep(LAST_CURSOR_AGAIN).await;
-        }
     }
 
     fn admin(&self, job: &str, plan: &Plan, limits: Limits, counters: &Arc<Counters>) -> Result<Option<AdminServer>, Failure> {
@@ -363,11 +337,9 @@ impl Session {
     }
 }
 
-fn job_failed(error: JobError) -> Failure {
-    match error {
-        JobError::OtherPlan { .. } | JobError::Unknown { .. } => usage(error.to_string()),
-        error => Failure::new(error.kind(), error),
-    }
+fn ledger_failed(error: LedgerError) -> Failure {
+    let exit = if matches!(error, LedgerError::Fenced { .. }) { Exit::TryAgain } else { Exit::Unfinished };
+    Failure::new(exit, error)
 }
 
 /// A refused event or an absent bus is work that failed and can be resumed; the rest keeps its own code.

@@ -7,7 +7,7 @@ use tapedeck_daemon::{Exit, Failure};
 use tapedeck_kafka::admin::Cluster;
 use tapedeck_kafka::config::ClusterSettings;
 
-use super::{chance, open_archive, system_clock};
+use super::{chance, job_failed, open_archive, system_clock};
 use crate::cli::JobArgs;
 use crate::config::Config;
 use crate::job::{JobError, Jobs};
@@ -25,7 +25,7 @@ pub(super) async fn run(args: JobArgs) -> Result<Exit, Failure> {
     let archive = open_archive(&config).await?;
     let unknown = || JobError::Unknown { job: job.to_owned(), archive: archive.store.url.to_string() };
     let stored = Jobs::of(archive.store.clone()).plan(job).await.map_err(|error| Failure::new(error.kind(), error))?;
-    let plan = Arc::new(stored.ok_or_else(unknown).map_err(|error| Failure::new(error.kind(), error))?.plan);
+    let plan = Arc::new(stored.ok_or_else(unknown).map_err(job_failed)?.plan);
     let failed = |error: VerifyError| Failure::new(error.kind(), error);
     let seen = target(cluster(&config, &plan, args.to.as_deref())?, &plan, job).await.map_err(failed)?;
     let clock = system_clock();

@@ -113,6 +113,8 @@ pub(crate) struct World {
     pub(crate) options: WriterOptions,
     rng: fastrand::Rng,
     logs: BTreeMap<&'static str, TableLog>,
+    /// Topics that do not go to a table of their own.
+    moved: BTreeMap<&'static str, &'static str>,
 }
 
 impl World {
@@ -125,16 +127,28 @@ impl World {
         let clock = Arc::new(JumpClock::default());
         let mut rng = fastrand::Rng::with_seed(7);
         let archive = Archive::open_or_create(store.clone(), "{topic}", clock.as_ref(), &mut rng).await.expect("memory");
-        Self { store, archive, clock, options: WriterOptions::default(), rng, logs: BTreeMap::new() }
+        Self { store, archive, clock, options: WriterOptions::default(), rng, logs: BTreeMap::new(), moved: BTreeMap::new() }
+    }
+
+    /// What follows of a topic goes to another table, as an operator arranges it.
+    pub(crate) async fn move_topic(&mut self, topic: &'static str, table: &'static str) {
+        self.store.store.delete(&layout::archive_topic(topic)).await.expect("memory");
+        self.logs.remove(topic);
+        self.moved.insert(topic, table);
+    }
+
+    fn table_of(&self, topic: &'static str) -> &'static str {
+        self.moved.get(topic).copied().unwrap_or(topic)
     }
 
     /// Commits one batch of one topic: a segment an hour, sorted by partition in chunks of `chunk` events, as the archiver does.
     pub(crate) async fn commit(&mut self, events: &[Event], chunk: usize) {
         let topic = events[0].topic;
         if !self.logs.contains_key(topic) {
-            self.archive.settle_topic(topic, topic, self.clock.as_ref(), &mut self.rng).await.expect("memory");
+            let table = self.table_of(topic);
+            self.archive.settle_topic(topic, table, self.clock.as_ref(), &mut self.rng).await.expect("memory");
             let clock: Arc<dyn Clock> = Arc::clone(&self.clock) as _;
-            let log = TableLog::open(&self.store, TableOptions::of(topic, "test"), clock, self.rng.fork(), Arc::new(())).await;
+            let log = TableLog::open(&self.store, TableOptions::of(table, "test"), clock, self.rng.fork(), Arc::new(())).await;
             self.logs.insert(topic, log.expect("memory"));
         }
         let mut hours: BTreeMap<Window, Vec<Event>> = BTreeMap::new();
@@ -174,7 +188,7 @@ impl World {
             .collect()
     }
 
-    async fn put(&mut self, topic: &str, window: Window, events: &[Event], chunk: usize) -> SegmentRef {
+    async fn put(&mut self, topic: &'static str, window: Window, events: &[Event], chunk: usize) -> SegmentRef {
         let mut writer =
             SegmentWriter::new(topic.into(), source_of(topic).into(), window, Timestamp::from_micros(TEN), &self.options);
         let mut object = Vec::new();
@@ -187,7 +201,11 @@ impl World {
         let mut finished = writer.finish();
         finished.take_parts().iter().for_each(|part| object.extend_from_slice(part));
         let path = layout::segment_path(topic, window, &fresh_uuid(Timestamp::from_micros(TEN), &mut self.rng));
-        self.store.store.put(&layout::table_object(topic, &path), Bytes::from(object).into()).await.expect("memory");
+        self.store
+            .store
+            .put(&layout::table_object(self.table_of(topic), &path), Bytes::from(object).into())
+            .await
+            .expect("memory");
         finished.into_ref(path, Timestamp::from_micros(TEN))
     }
 
@@ -414,13 +432,22 @@ pub(crate) struct CheckedLedger {
     pub(crate) topics: Arc<Topics>,
     pub(crate) planned: BTreeMap<LaneId, Vec<u64>>,
     pub(crate) saved: Mutex<Vec<Cursor>>,
-    /// The store takes nothing while this is above zero, and counts down.
+    /// So many cursors are saved whatever happens.
+    pub(crate) grace: AtomicU64,
+    /// After that the store takes nothing while this is above zero, and counts down.
     pub(crate) away: AtomicU64,
 }
 
 impl CheckedLedger {
     pub(crate) fn new(inner: Arc<dyn Ledger>, topics: &Arc<Topics>, planned: BTreeMap<LaneId, Vec<u64>>) -> Arc<Self> {
-        Arc::new(Self { inner, topics: Arc::clone(topics), planned, saved: Mutex::default(), away: AtomicU64::new(0) })
+        Arc::new(Self {
+            inner,
+            topics: Arc::clone(topics),
+            planned,
+            saved: Mutex::default(),
+            grace: AtomicU64::new(0),
+            away: AtomicU64::new(0),
+        })
     }
 
     pub(crate) fn check(&self, cursor: &Cursor) {
@@ -449,7 +476,9 @@ impl CheckedLedger {
 impl Ledger for CheckedLedger {
     async fn save(&self, cursor: Cursor) -> Result<(), LedgerError> {
         self.check(&cursor);
-        if self.away.load(Ordering::SeqCst) > 0 {
+        if self.grace.load(Ordering::SeqCst) > 0 {
+            self.grace.fetch_sub(1, Ordering::SeqCst);
+        } else if self.away.load(Ordering::SeqCst) > 0 {
             self.away.fetch_sub(1, Ordering::SeqCst);
             return Err(LedgerError::Store { job: cursor.job, source: "away".into() });
         }

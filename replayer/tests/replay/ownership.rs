@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use object_store::ObjectStoreExt as _;
 use replayer::cursor::{Cursor, LaneCursor, State};
 use replayer::job::{Claim, JobError, Jobs, Owner, StoredPlan};
-use replayer::replay::LedgerError;
+use replayer::replay::{LedgerError, SILENT_MAX};
 use replayer::report::Report;
 use replayer::select::Selection;
 use tapedeck_common::{Clock as _, Position};
+use tapedeck_storage::layout;
 
 use crate::kit::{Event, TEN, World};
 
@@ -113,4 +115,46 @@ async fn a_job_keeps_its_plan() {
     assert_eq!(jobs.report("rp-1").await.expect("memory"), Some(report));
     let newest = Arc::new(jobs.newest("rp-1").await.expect("memory"));
     assert!(newest.is_none(), "nobody has begun");
+}
+
+#[tokio::test]
+async fn what_the_owner_before_wrote_until_it_knew_counts() {
+    let world = World::new().await;
+    let (first, cursor) = ours(claim(&world, "first").await);
+    first.ledger().save(at(&cursor, 10, State::Running)).await.expect("it is ours");
+    for (lease, state) in [(2, State::Running), (3, State::Completed)] {
+        let before = world.clock.monotonic();
+        // A cursor on its way arrives when the new lease is there already.
+        let late = async {
+            let key = |name: &str| layout::archive_job("rp-1", name);
+            while world.store.store.head(&key(&format!("lease-{lease}.json"))).await.is_err() {
+                tokio::task::yield_now().await;
+            }
+            let key = if lease == 2 { key("cursor.json") } else { key("cursor-2.json") };
+            let text = serde_json::to_vec(&at(&Cursor { lease: lease - 1, ..cursor.clone() }, 25, state)).expect("plain data");
+            world.store.store.put(&key, text.into()).await.expect("memory");
+        };
+        let nonce = lease.to_string();
+        let (claimed, ()) = tokio::join!(claim(&world, &nonce), late);
+        assert!(world.clock.monotonic() - before >= Duration::from_secs(5) + SILENT_MAX, "it waited for the last of it");
+        match claimed.expect("the one before is silent") {
+            Claim::Ours(_, cursor) => assert_eq!((cursor.lease, cursor.lanes["s/0"].next.get()), (2, 25)),
+            Claim::Completed(cursor) => assert_eq!((lease, cursor.state), (3, State::Completed)),
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_lost_the_job_leaves_its_report_alone() {
+    let mut world = World::new().await;
+    world.commit(&[Event::plain(0, 0, TEN)], 8).await;
+    let plan = world.plan(Selection::default()).await.expect("plan");
+    let jobs = Jobs::of(world.store.clone());
+    let (first, old) = ours(claim(&world, "first").await);
+    let (second, new) = ours(claim(&world, "second").await);
+    let done = at(&new, 30, State::Completed);
+    let report = jobs.end(&plan, &done, second.ledger().as_ref(), world.clock.as_ref()).await.expect("it is ours");
+    let late = jobs.end(&plan, &at(&old, 3, State::Failed), first.ledger().as_ref(), world.clock.as_ref()).await;
+    assert!(matches!(late, Err(LedgerError::Fenced { lease: 2, .. })), "{late:?}");
+    assert_eq!(jobs.report("rp-1").await.expect("memory"), Some(report));
 }

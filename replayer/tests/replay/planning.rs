@@ -1,9 +1,14 @@
 //! Plans over a real archive are exact, and say why they are not made.
 
+use std::sync::Arc;
+
+use object_store::ObjectStoreExt as _;
+use replayer::cursor::Cursor;
 use replayer::plan::PlannedLane;
 use replayer::planner::PlannerError;
 use replayer::select::Selection;
-use tapedeck_common::{Position, Timestamp};
+use tapedeck_common::{Clock as _, ErrorKind, Position, Timestamp};
+use tapedeck_storage::log::LogPaths;
 
 use crate::kit::{Event, HOUR, MINUTE, TEN, World};
 
@@ -95,4 +100,47 @@ async fn the_same_slice_has_the_same_hash_until_the_archive_has_other_files() {
     assert_eq!(first.hash, world.plan(ask()).await.expect("plan").hash, "what lies outside does not count");
     world.commit(&[Event::plain(0, 281, TEN + HOUR)], 32).await;
     assert_ne!(first.hash, world.plan(ask()).await.expect("plan").hash, "a late event does");
+}
+
+fn of_orders() -> Selection {
+    Selection { topics: ["orders".to_owned()].into(), ..Selection::default() }
+}
+
+#[tokio::test]
+async fn a_topic_that_moved_is_planned_from_both_tables_and_each_event_once() {
+    let mut world = World::new().await;
+    let events = |positions: std::ops::Range<u64>| -> Vec<Event> {
+        positions.flat_map(|position| (0..2).map(move |lane| Event::plain(lane, position, TEN + position as i64))).collect()
+    };
+    world.commit(&events(0..60), 16).await;
+    world.commit(&events(60..100), 16).await;
+    world.move_topic("orders", "orders-2").await;
+    // What the bus still had is archived again.
+    world.commit(&events(40..80), 16).await;
+    world.commit(&events(80..150), 16).await;
+    let plan = Arc::new(world.plan(of_orders()).await.expect("plan"));
+    assert_eq!(numbers(&plan.lanes), [(0, 150, 0, 149), (1, 150, 0, 149)]);
+    assert_eq!(plan.tables.keys().collect::<Vec<_>>(), ["orders", "orders-2"]);
+    let mut read = vec![Vec::new(); 2];
+    let mut chunks = world.read_all(&plan, &Cursor::start("rp-1", world.clock.now())).await;
+    while let Some(chunk) = chunks.recv().await {
+        for piece in chunk.expect("all of it is there") {
+            read[piece.lane as usize].extend(piece.rows.map(|row| piece.batch.events.place(row).1.get()));
+        }
+    }
+    assert_eq!(read, vec![(0..150).collect::<Vec<u64>>(); 2]);
+}
+
+#[tokio::test]
+async fn a_topic_without_a_home_is_found_and_other_damage_is_told() {
+    let (mut world, _) = three_hours().await;
+    world.move_topic("orders", "orders").await;
+    assert_eq!(world.plan(of_orders()).await.expect("plan").totals.events, 360);
+    world.commit(&[Event { topic: "clicks", ..Event::plain(0, 0, TEN) }], 8).await;
+    let first = LogPaths::of("clicks").record(0);
+    world.store.store.delete(&first).await.expect("memory");
+    let plan = world.plan(of_orders()).await.expect("its own tables are whole");
+    assert!(plan.warnings.iter().any(|warning| warning.contains(first.as_ref())), "{:?}", plan.warnings);
+    let error = world.plan(Selection::default()).await.expect_err("all topics are asked for");
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
 }

@@ -9,8 +9,9 @@ use replayer::job::{Claim, Jobs};
 use replayer::pacer::Limits;
 use replayer::plan::{CURSOR_EVENTS, Plan};
 use replayer::progress::{Counters, Throttled};
-use replayer::replay::{Ended, Ledger, Run, run};
+use replayer::replay::{Ended, Ledger, LedgerError, ReplayError, Run, run};
 use replayer::select::Selection;
+use tapedeck_common::bus::Producer as _;
 use tapedeck_common::{Clock as _, LaneId};
 
 use crate::kit::{CheckedLedger, Event, HOUR, Nowhere, SeededProducer, TEN, Topics, World, by_lane};
@@ -174,6 +175,7 @@ async fn while_no_cursor_is_saved_a_lane_gets_no_further_than_stated() {
     let cursor = Cursor::start("rp-1", world.clock.now());
     let mut chunks = world.read_all(&plan, &cursor).await;
     let ledger = CheckedLedger::new(Arc::new(Nowhere), &topics, BTreeMap::new());
+    ledger.grace.store(1, Ordering::SeqCst);
     ledger.away.store(10, Ordering::SeqCst);
     let counters = Arc::new(Counters::default());
     let job = Run {
@@ -215,6 +217,7 @@ async fn without_a_sign_of_life_nothing_is_published() {
     let cursor = Cursor::start("rp-1", world.clock.now());
     let mut chunks = world.read_all(&plan, &cursor).await;
     let ledger = CheckedLedger::new(Arc::new(Nowhere), &topics, BTreeMap::new());
+    ledger.grace.store(1, Ordering::SeqCst);
     ledger.away.store(1_000_000, Ordering::SeqCst);
     let counters = Arc::new(Counters::default());
     let job = Run {
@@ -238,4 +241,38 @@ async fn without_a_sign_of_life_nothing_is_published() {
     assert_eq!(ended.expect("no failure"), Ended::Stopped);
     let published = counters.now().published;
     assert!((250..=330).contains(&published), "3 s at 100/s, then silence: {published}");
+}
+
+#[tokio::test]
+async fn who_slept_before_the_first_event_looks_at_the_lease_first() {
+    let (world, all) = archive(1, 50).await;
+    let plan = Arc::new(world.plan(Selection::default()).await.expect("plan"));
+    let jobs = Jobs::of(world.store.clone());
+    let mut claims = Vec::new();
+    for nonce in ["first", "second"] {
+        let claim = jobs.claim("rp-1", nonce, nonce, world.clock.as_ref()).await.expect("the one before is silent");
+        let Claim::Ours(owner, cursor) = claim else { panic!("it is not complete") };
+        claims.push((owner, cursor));
+    }
+    for ((owner, cursor), is_owner) in claims.into_iter().zip([false, true]) {
+        let topics = Arc::new(Topics::default());
+        let mut producer = SeededProducer::new(&topics, 4);
+        let mut chunks = world.read_all(&plan, &cursor).await;
+        let job = Run {
+            job: "rp-1".into(),
+            plan: Arc::clone(&plan),
+            cursor,
+            limits: Limits::default(),
+            producer: &mut producer,
+            ledger: owner.ledger(),
+            clock: world.clock.as_ref(),
+            counters: Arc::new(Counters::default()),
+        };
+        let (ended, _) = run(job, &mut chunks, std::future::pending()).await;
+        match ended {
+            Ok(_) => assert!(is_owner),
+            Err(error) => assert!(!is_owner && matches!(error, ReplayError::Ledger(LedgerError::Fenced { lease: 2, .. }))),
+        }
+        assert_eq!(topics.all().len() + producer.unconfirmed(), if is_owner { all.len() } else { 0 });
+    }
 }
