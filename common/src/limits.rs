@@ -58,3 +58,7 @@ pub const TIP_TRUSTED_FOR: Duration = Duration::from_secs(600);
 
 /// A checkpoint is written each time the log's version passes a multiple of this.
 pub const CHECKPOINT_EVERY: u64 = 100;
+
+/// Live segments up to which a checkpoint is written: it is made in memory, outside the budget, from about a kilobyte each.
+/// Past it none is written, and a log is opened by all records above the last one.
+pub const CHECKPOINT_SEGMENTS_MAX: usize = 200_000;

@@ -2,8 +2,8 @@
 //!
 //! Promises: leases are created, never changed, and the highest is the owner's; every owner writes a cursor object of its
 //! own, so that one who was paused for hours can overwrite nothing of its successor's; whether an owner lives is seen by
-//! its cursor moving, not by comparing clocks; whoever takes over begins only once the one before publishes no more.
-//! Never: delete.
+//! its cursor moving, not by comparing clocks; whoever takes over begins only once the one before publishes no more;
+//! how an owner ended is created, so that no cursor which was still on its way can undo it. Never: delete.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -221,12 +221,11 @@ impl Jobs {
 
     /// Waits for a sign of life of the owner. True if there was none; false if it ended in good order meanwhile.
     async fn watch_owner(&self, job: &str, lease: &Lease, clock: &dyn Clock) -> Result<bool, JobError> {
-        let key = cursor_key(job, lease.number);
-        let seen: Option<Cursor> = self.read(&key).await?;
+        let seen = self.cursor_of(job, lease.number).await?;
         let until = clock.monotonic() + WATCH;
         while clock.monotonic() < until {
             clock.sleep(WATCH_EVERY).await;
-            let now: Option<Cursor> = self.read(&key).await?;
+            let now = self.cursor_of(job, lease.number).await?;
             if now.as_ref().is_some_and(|cursor| cursor.state != State::Running) {
                 return Ok(false);
             }
@@ -237,8 +236,14 @@ impl Jobs {
         Ok(true)
     }
 
+    /// The cursor of one owner: its last one, if it ended.
+    async fn cursor_of(&self, job: &str, lease: u32) -> Result<Option<Cursor>, StoreError> {
+        let end = self.read(&end_key(job, lease)).await?;
+        if end.is_some() { Ok(end) } else { self.read(&cursor_key(job, lease)).await }
+    }
+
     async fn wrote_itself(&self, job: &str, lease: &Lease) -> Result<bool, StoreError> {
-        let cursor: Option<Cursor> = self.read(&cursor_key(job, lease.number)).await?;
+        let cursor = self.cursor_of(job, lease.number).await?;
         Ok(cursor.is_some_and(|cursor| cursor.state != State::Running))
     }
 
@@ -260,7 +265,7 @@ impl Jobs {
     /// The cursor of this lease, or of the newest before it that wrote one.
     async fn cursor_before(&self, job: &str, lease: u32) -> Result<Option<Cursor>, StoreError> {
         for number in (1..=lease).rev() {
-            let cursor: Option<Cursor> = self.read(&cursor_key(job, number)).await?;
+            let cursor = self.cursor_of(job, number).await?;
             if let Some(cursor) = cursor {
                 return self.checked(cursor).map(Some);
             }
@@ -299,6 +304,16 @@ impl Jobs {
     async fn put(&self, key: &Path, value: &impl Serialize) -> Result<(), StoreError> {
         let put = self.store.patient.put(key, text_of(value).into()).await;
         put.map(drop).map_err(|error| StoreError::request(format!("cannot write {key} in {}", self.store.url), error))
+    }
+
+    /// Creates an object that nobody else would, with one request.
+    async fn create_now(&self, key: &Path, value: &impl Serialize) -> Result<(), StoreError> {
+        match self.store.store.put_opts(key, text_of(value).into(), PutOptions::from(PutMode::Create)).await {
+            Err(error) if classify(&error) != Outcome::Exists => {
+                Err(StoreError::request(format!("cannot create {key} in {}", self.store.url), error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Creates an object unless one is there. Whatever the store answers, reading it back decides whose it is.
@@ -350,6 +365,9 @@ impl Ledger for Owner {
         if let Some(newer) = newer {
             return Err(LedgerError::Fenced { job, lease: newer.number });
         }
+        if cursor.state != State::Running {
+            self.jobs.create_now(&end_key(&job, self.lease), &cursor).await.map_err(failed)?;
+        }
         self.jobs.put(&cursor_key(&job, self.lease), &cursor).await.map_err(failed)
     }
 }
@@ -377,6 +395,10 @@ fn lease_key(job: &str, number: u32) -> Path {
 
 fn cursor_key(job: &str, number: u32) -> Path {
     numbered(job, "cursor", number)
+}
+
+fn end_key(job: &str, number: u32) -> Path {
+    numbered(job, "end", number)
 }
 
 fn lease_number(key: &Path) -> Option<u32> {

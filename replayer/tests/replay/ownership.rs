@@ -158,3 +158,22 @@ async fn who_lost_the_job_leaves_its_report_alone() {
     assert!(matches!(late, Err(LedgerError::Fenced { lease: 2, .. })), "{late:?}");
     assert_eq!(jobs.report("rp-1").await.expect("memory"), Some(report));
 }
+
+#[tokio::test]
+async fn a_cursor_that_was_still_on_its_way_undoes_no_end() {
+    for state in [State::Paused, State::Failed, State::Completed] {
+        let world = World::new().await;
+        let (owner, cursor) = ours(claim(&world, "first").await);
+        owner.ledger().save(at(&cursor, 30, state)).await.expect("it is ours");
+        let late = serde_json::to_vec(&at(&cursor, 20, State::Running)).expect("plain data");
+        world.store.store.put(&layout::archive_job("rp-1", "cursor.json"), late.into()).await.expect("memory");
+        let (_, newest) = Jobs::of(world.store.clone()).newest("rp-1").await.expect("memory").expect("it was started");
+        assert_eq!((newest.state, newest.lanes["s/0"].next.get()), (state, 30));
+        let before = world.clock.monotonic();
+        match claim(&world, "second").await.expect("the first has ended") {
+            Claim::Ours(_, cursor) => assert_eq!(cursor.lanes["s/0"].next.get(), 30),
+            Claim::Completed(_) => assert_eq!(state, State::Completed),
+        }
+        assert_eq!(world.clock.monotonic(), before, "nobody has to be waited for");
+    }
+}

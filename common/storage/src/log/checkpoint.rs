@@ -3,7 +3,7 @@
 //! Promises: `checkpoint(n)` means what replaying records 0 to n means (I8); the head row group holds protocol, metaData
 //! and positions alone, so writers never read an add; any Delta reader can use it. A checkpoint that is damaged or foreign is
 //! passed over for an older one, since the records below it are kept; one whose own record is gone stops everybody.
-//! Never: truth; records are.
+//! None is written of more segments than fit into memory beside everything else. Never: truth; records are.
 
 use bytes::Bytes;
 use object_store::path::Path;
@@ -37,9 +37,25 @@ struct Hint {
     num_of_add_files: u64,
 }
 
-/// Writes the checkpoint of records 0 to `version`, and the hint to it.
-pub async fn write_checkpoint(reader: &LogReader, version: u64) -> Result<(), StoreError> {
-    let state = reader.replay(LogState::for_reader(), Start::Checkpoint, Some(version), &mut |_, _| {}).await?;
+/// What became of a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// It lies in the store.
+    Written,
+    /// The table has more live segments than a checkpoint may hold.
+    TooMany,
+}
+
+/// Writes the checkpoint of records 0 to `version`, and the hint to it, if that has `most` live segments at most.
+pub async fn write_checkpoint(reader: &LogReader, version: u64, most: usize) -> Result<Written, StoreError> {
+    // The hint tells of a file too large to be read, before it is.
+    if hint(reader).await?.is_some_and(|hint| hint.num_of_add_files > most as u64) {
+        return Ok(Written::TooMany);
+    }
+    let state = reader.replay(LogState::for_checkpoint(most), Start::Checkpoint, Some(version), &mut |_, _| {}).await?;
+    if state.segments().is_none() {
+        return Ok(Written::TooMany);
+    }
     let file = write::encode(&state)?;
     let hint = Hint {
         version,
@@ -61,15 +77,19 @@ pub async fn write_checkpoint(reader: &LogReader, version: u64) -> Result<(), St
     let hinted = reader.store.put(&key, text.into()).await;
     hinted.map_err(|error| StoreError::request(format!("cannot write {key}"), error))?;
     info!(table = %reader.table, version, adds = hint.num_of_add_files, bytes = hint.size_in_bytes, "checkpoint written");
-    Ok(())
+    Ok(Written::Written)
 }
 
 /// The checkpoint that `_last_checkpoint` names. Anything unreadable there is no hint.
 pub(super) async fn read_hint(reader: &LogReader) -> Result<Option<u64>, StoreError> {
+    Ok(hint(reader).await?.map(|hint| hint.version))
+}
+
+async fn hint(reader: &LogReader) -> Result<Option<Hint>, StoreError> {
     let key = reader.paths.hint();
     let read = async { reader.store.get(&key).await?.bytes().await };
     match read.await {
-        Ok(bytes) => Ok(serde_json::from_slice::<Hint>(&bytes).ok().map(|hint| hint.version)),
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
         Err(error) if classify(&error) == Outcome::NotFound => Ok(None),
         Err(error) => Err(StoreError::request(format!("cannot read {key}"), error)),
     }
@@ -88,7 +108,7 @@ pub(super) async fn newest(
         // Without its record a checkpoint proves that the log was cut, so this is no reason to look at another.
         let tip = tip_at(reader, version).await?;
         match read_state(reader, tip, state.segments().is_some()).await {
-            Ok(state) => return Ok(state),
+            Ok(found) => return Ok(found.within_limits_of(&state)),
             Err(error) if error.kind() != ErrorKind::Corrupt => return Err(error),
             Err(error) => warn!(table = %reader.table, version, error = %report(&error), "checkpoint passed over"),
         }

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -18,7 +19,7 @@ use tapedeck_common::{Clock, ErrorKind, limits};
 use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
-use super::checkpoint::{newest, write_checkpoint};
+use super::checkpoint::{Written, newest, write_checkpoint};
 use super::genesis::{Genesis, Writers};
 use super::protocol::{Call, Goal, Identity, Known, Moment, Protocol, ProtocolError, Reply, Settled, Step, Tally};
 use super::record;
@@ -49,6 +50,8 @@ pub struct TableOptions {
     pub writers: Writers,
     /// A checkpoint is written when the version reaches a multiple of this.
     pub checkpoint_every: u64,
+    /// And the table has no more live segments than this.
+    pub checkpoint_segments_max: usize,
 }
 
 impl TableOptions {
@@ -60,6 +63,7 @@ impl TableOptions {
             engine: concat!("tapedeck/", env!("CARGO_PKG_VERSION")).to_owned(),
             writers: Writers::OnlyUs,
             checkpoint_every: limits::CHECKPOINT_EVERY,
+            checkpoint_segments_max: limits::CHECKPOINT_SEGMENTS_MAX,
         }
     }
 }
@@ -97,6 +101,8 @@ pub struct TableLog {
     ahead: ReadAhead,
     trouble: Trouble,
     checkpointing: Option<JoinHandle<()>>,
+    /// Segments only become more, so who has found too many once does not count again.
+    too_many: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for TableLog {
@@ -125,6 +131,7 @@ impl TableLog {
             ahead: ReadAhead::default(),
             trouble: Trouble::default(),
             checkpointing: None,
+            too_many: Arc::default(),
         };
         log.known = log.first_look().await?;
         let genesis = Genesis {
@@ -321,15 +328,22 @@ impl TableLog {
     /// C7: whoever reaches the multiple writes the checkpoint, beside the commits, since nothing waits for it.
     fn begin_checkpoint(&mut self, version: u64) {
         let due = version > 0 && version.is_multiple_of(self.options.checkpoint_every.max(1));
-        if !due || self.checkpointing.as_ref().is_some_and(|writing| !writing.is_finished()) {
+        let is_busy = self.checkpointing.as_ref().is_some_and(|writing| !writing.is_finished());
+        if !due || is_busy || self.too_many.load(Ordering::Relaxed) {
             return;
         }
         let (reader, observer) = (self.reader.clone(), Arc::clone(&self.observer));
+        let (most, too_many) = (self.options.checkpoint_segments_max, Arc::clone(&self.too_many));
         self.checkpointing = Some(tokio::spawn(async move {
-            let written = write_checkpoint(&reader, version).await;
-            observer.checkpoint(&reader.table, written.is_ok());
-            if let Err(error) = written {
-                warn!(table = %reader.table, version, error = %report(&error), "no checkpoint this time");
+            let written = write_checkpoint(&reader, version, most).await;
+            observer.checkpoint(&reader.table, matches!(written, Ok(Written::Written)));
+            match written {
+                Ok(Written::Written) => {}
+                Ok(Written::TooMany) => {
+                    too_many.store(true, Ordering::Relaxed);
+                    warn!(table = %reader.table, version, most, "no checkpoints any more: the table has too many live segments");
+                }
+                Err(error) => warn!(table = %reader.table, version, error = %report(&error), "no checkpoint this time"),
             }
         }));
     }

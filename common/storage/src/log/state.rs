@@ -75,6 +75,8 @@ pub struct LogState {
     last_updated_ms: BTreeMap<LaneId, i64>,
     swept: BTreeSet<String>,
     segments: Option<Segments>,
+    /// More live segments than this are not held: then none are.
+    segments_max: Option<usize>,
 }
 
 impl LogState {
@@ -86,6 +88,25 @@ impl LogState {
     /// Before record 0, for a reader.
     pub fn for_reader() -> Self {
         Self { segments: Some(Segments::default()), ..Self::default() }
+    }
+
+    /// Before record 0, for a reader who would rather have no segments than more than `most`.
+    pub(super) fn for_checkpoint(most: usize) -> Self {
+        Self { segments_max: Some(most), ..Self::for_reader() }
+    }
+
+    /// This state, as modest as `other` is.
+    pub(super) fn within_limits_of(mut self, other: &Self) -> Self {
+        self.segments_max = other.segments_max;
+        self.drop_too_many();
+        self
+    }
+
+    fn drop_too_many(&mut self) {
+        let (segments, most) = (&self.segments, self.segments_max);
+        if segments.as_ref().is_some_and(|segments| most.is_some_and(|most| segments.live.len() > most)) {
+            self.segments = None;
+        }
     }
 
     /// The state that a checkpoint tells. `tip` is the record that it stands at.
@@ -177,6 +198,7 @@ impl LogState {
         let Some(segments) = &mut self.segments else { return Ok(()) };
         segments.check(record).map_err(|what| broken(version, &what))?;
         segments.apply(version, record);
+        self.drop_too_many();
         Ok(())
     }
 

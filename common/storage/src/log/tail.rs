@@ -103,7 +103,7 @@ impl LogReader {
     }
 
     /// Replays the log onto `state` (an empty one) and reports every record that was applied on the way.
-    /// Ends at `at`, which must exist, or at the tip.
+    /// Ends at `at`, which must exist, or at the tip; or where the state drops its segments because they are too many.
     pub(super) async fn replay(
         &self,
         mut state: LogState,
@@ -115,6 +115,7 @@ impl LogReader {
             Start::Checkpoint => self.list_from_hint(at).await?,
             Start::Beginning => self.list(0).await?,
         };
+        let wants_segments = state.segments().is_some();
         if start == Start::Checkpoint {
             state = checkpoint::newest(self, &listing, at, state).await?;
         }
@@ -130,6 +131,9 @@ impl LogReader {
         }
         if let Some(until) = at.or(newest) {
             self.apply_until(&mut state, until, seen).await?;
+        }
+        if wants_segments && state.segments().is_none() {
+            return Ok(state);
         }
         // What came after the listing.
         while at.is_none() {
@@ -150,12 +154,16 @@ impl LogReader {
         until: u64,
         seen: &mut (dyn FnMut(u64, &LogRecord) + Send),
     ) -> Result<(), StoreError> {
+        let wants_segments = state.segments().is_some();
         let versions = futures::stream::iter(state.next_version()..=until);
         let mut bodies = versions.map(|version| async move { self.get(version).await }).buffered(READ_AHEAD);
         while let Some(body) = bodies.try_next().await? {
             let version = state.next_version();
             let bytes = body.ok_or_else(|| self.missing(version, until))?;
             seen(version, &self.apply(state, &bytes)?);
+            if wants_segments && state.segments().is_none() {
+                break;
+            }
         }
         Ok(())
     }
