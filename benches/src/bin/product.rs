@@ -124,6 +124,7 @@ impl Site {
             // Who begins changes, so that a machine that slows down favours nobody.
             for turn in 0..3 {
                 let who = ((round + turn) % 3) as usize;
+                self.warm_up(bytes)?;
                 let cost = match who {
                     0 => Some(self.floor()?),
                     1 => Some(self.archiver(round)?),
@@ -152,6 +153,7 @@ impl Site {
         for round in 0..self.options.pairs {
             for turn in 0..2 {
                 let who = ((round + turn) % 2) as usize;
+                self.warm_up(bytes)?;
                 let cost = if who == 0 { Some(self.replayer(&admin, round)?) } else { self.python_replay(&admin, round)? };
                 runs[who].extend(cost);
             }
@@ -172,6 +174,19 @@ impl Site {
         let figures: Value = serde_json::from_str(&ended.stdout)?;
         ensure!(figures["events"] == self.options.count, "the floor read {} events", figures["events"]);
         Ok(Cost { out: figures["packed_bytes"].as_u64().unwrap_or(0), ..Cost::of(&ended, started) })
+    }
+
+    /// A machine in the cloud pays for memory when it uses it for the first time, five times what it pays later. Each contestant
+    /// finds as much used memory as it may fill with files, so that none pays for another.
+    fn warm_up(&self, bytes: u64) -> Result<()> {
+        let path = self.folder.join("warm-up");
+        let mut file = std::fs::File::create(&path)?;
+        let block = vec![0; 8 << 20];
+        for _ in 0..bytes / block.len() as u64 + 1 {
+            file.write_all(&block)?;
+        }
+        drop(file);
+        Ok(std::fs::remove_file(path)?)
     }
 
     /// The archive of the first round stays: the replays read it.

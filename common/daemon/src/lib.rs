@@ -6,6 +6,7 @@
 pub mod admin;
 pub mod config;
 pub mod exit;
+pub mod memory;
 pub mod run;
 pub mod shutdown;
 pub mod system_clock;
