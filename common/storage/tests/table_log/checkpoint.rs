@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use object_store::ObjectStoreExt;
-use parquet::file::metadata::{ParquetMetaDataReader, ParquetMetaDataWriter};
+use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaDataReader, ParquetMetaDataWriter};
 use tapedeck_common::commit::{CommitLog, Record};
 use tapedeck_common::{ErrorKind, limits};
 use tapedeck_sim::{Call, Fault, FaultyStore, ManualClock, When};
@@ -128,16 +128,17 @@ async fn a_hint_is_only_a_hint() {
     agree(&store(&faulty), None).await;
 }
 
-/// Puts another number where the footer of `file` says where the first column lies; `None` if it does not stand there.
-fn with_first_offset(file: &[u8], offset: i64) -> Option<Vec<u8>> {
+/// Puts another number where the footer of `file` says where the columns of its head row group lie.
+fn with_head_at(file: &[u8], offset: i64) -> Option<Vec<u8>> {
     let footer_length = u32::from_le_bytes(file[file.len() - 8..file.len() - 4].try_into().ok()?) as usize;
     let (head, footer) = file.split_at(file.len() - 8 - footer_length);
     let metadata = ParquetMetaDataReader::decode_metadata(&footer[..footer_length]).ok()?;
     let mut groups = metadata.row_groups().to_vec();
-    let mut columns = groups[0].columns().to_vec();
-    let first = columns[0].clone().into_builder().set_data_page_offset(offset).set_dictionary_page_offset(None).build().ok()?;
-    columns[0] = first;
-    groups[0] = groups[0].clone().into_builder().set_column_metadata(columns).build().ok()?;
+    let moved = |column: &ColumnChunkMetaData| {
+        column.clone().into_builder().set_data_page_offset(offset).set_dictionary_page_offset(None).build().ok()
+    };
+    let columns: Option<Vec<_>> = groups[0].columns().iter().map(moved).collect();
+    groups[0] = groups[0].clone().into_builder().set_column_metadata(columns?).build().ok()?;
     let metadata = metadata.into_builder().set_row_groups(groups).build();
     let mut changed = head.to_vec();
     ParquetMetaDataWriter::new(&mut changed, &metadata).finish().ok()?;
@@ -155,7 +156,7 @@ async fn a_checkpoint_that_points_outside_itself_stops_nobody() {
     let (below, key) = (faulty.below(), LogPaths::of(TABLE).checkpoint(6));
     let whole = below.get(&key).await.expect("there").bytes().await.expect("reads");
     for offset in [-5, i64::MIN, 1 << 40, i64::MAX] {
-        let bad = with_first_offset(&whole, offset).expect("a footer");
+        let bad = with_head_at(&whole, offset).expect("a footer");
         below.put(&key, bad.into()).await.expect("puts");
         agree(&store(&faulty), None).await;
         let fresh = faulty.other_view();
