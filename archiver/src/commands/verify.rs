@@ -32,8 +32,9 @@ pub(super) async fn run(archive: cli::Archive, table: Option<String>, deep: bool
 }
 
 fn print(report: &TableReport, deep: bool) {
+    let chain = if report.is_complete() { " dense and linked" } else { "" };
     outln!(
-        "table {}: records 0 to {} dense and linked, {} segment(s), {} rows",
+        "table {}: records 0 to {}{chain}, {} segment(s), {} rows",
         report.table,
         report.version,
         report.segments,

@@ -199,7 +199,7 @@ impl Archive {
 fn is_foreign(body: &[u8]) -> bool {
     let lines = body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     let actions: Result<Vec<Json>, _> = lines.map(serde_json::from_slice).collect();
-    actions.is_ok_and(|actions| actions.iter().all(|action| action["commitInfo"]["tapedeck"].is_null()))
+    actions.is_ok_and(|actions| !actions.is_empty() && actions.iter().all(|action| action["commitInfo"]["tapedeck"].is_null()))
 }
 
 fn check_format(store: &Store, config: &ArchiveConfig) -> Result<(), StoreError> {
