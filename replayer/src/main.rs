@@ -6,11 +6,9 @@ use clap::Parser as _;
 use replayer::cli::{self, Cli};
 use replayer::commands;
 use tapedeck_daemon::Exit;
-use tapedeck_daemon::memory::limit_arenas;
 use tapedeck_daemon::telemetry::LogFormat;
 
 fn main() -> ExitCode {
-    limit_arenas();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

@@ -33,6 +33,9 @@ pub const SILENT_MAX: Duration = Duration::from_secs(3);
 /// How often confirms are looked at while there is nothing else to do.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
+/// A full queue is left alone for so long: at the fastest it is empty in some 50 ms, and each look costs.
+const DRAINS_IN: Duration = Duration::from_millis(8);
+
 /// What a stop waits for: events in flight.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
 
@@ -260,7 +263,7 @@ impl<'a> Replay<'a> {
             }
             self.note_sent(events, bytes);
             if is_full {
-                self.wait(self.run.clock.monotonic() + LOOK_EVERY / 2, Throttled::Broker).await?;
+                self.wait(self.run.clock.monotonic() + DRAINS_IN, Throttled::Broker).await?;
             }
         }
         Ok(())
