@@ -11,8 +11,7 @@ check:  ## the quick inner loop: format, lints, unit tests
 	@scripts/check.sh
 
 bench:  ## the paired benches
-	@scripts/needs.sh build
-	cargo bench -p tapedeck-benches --locked
+	@scripts/bench.sh
 
 bars:   ## the long measured runs: exactness, kills, rate, memory, store away
 	@scripts/bars.sh

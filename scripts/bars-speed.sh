@@ -6,6 +6,6 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
 scripts/needs.sh build servers python
-cargo build --release --locked -p archiver -p replayer -p tapedeck-testbed -p tapedeck-benches --bins
+cargo build --release --locked --workspace --bins
 export TAPEDECK_PYTHON=$cache/venv-test/bin/python
 exec "$target/release/product" "$@"

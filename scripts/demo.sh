@@ -57,7 +57,8 @@ duckdb_python() {
 
 say "Building (the first time takes some minutes)"
 scripts/needs.sh build
-cargo build --release --locked -q -p archiver -p replayer -p tapedeck-testbed
+# All programs at once: with some of them alone, cargo would choose other features and build the libraries once more.
+cargo build --release --locked -q --workspace --bins
 export PATH=$target/release:$PATH
 began=$SECONDS
 rm -rf "$place"
