@@ -52,7 +52,7 @@ fn many_partitions_stay_within_the_budget() -> Result<()> {
 
 #[test]
 fn many_open_hours_stay_within_the_budget() -> Result<()> {
-    let count = number("TAPEDECK_EVENTS", 60_000);
+    let count = number("TAPEDECK_EVENTS", 200_000);
     load("hours", 4, Workload::Orders, count, 64.0)?;
     let peak = peak_while_archiving("hours", &[("hours".to_owned(), count)])?;
     assert!(peak < CAP, "peak RSS {peak}");

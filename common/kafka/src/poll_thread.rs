@@ -19,6 +19,7 @@ use tapedeck_common::bus::{AssignedLane, BusError, Deliveries, RevokeGuard};
 use tapedeck_common::clock::Clock;
 use tapedeck_common::columns::ColumnsPool;
 use tapedeck_common::error::ErrorKind;
+use tapedeck_common::limits::FETCH_QUEUE_KIB;
 use tapedeck_common::position::{LaneId, Position, Span};
 use tapedeck_common::time::Timestamp;
 use tokio::sync::mpsc;
@@ -38,6 +39,10 @@ use crate::rebalance::{Displacement, Revocation};
 
 /// The longest that the group waits to be served.
 const SERVE_EVERY: Duration = Duration::from_millis(50);
+/// With more than this in the client's queue it is read message by message until there is less: three times what it is set to hold.
+const QUEUE_BYTES_MAX: usize = 3 * FETCH_QUEUE_KIB * 1024;
+/// What an event is taken for before one was seen.
+const USUAL_BYTES_FIRST: usize = 1 << 10;
 /// Leaving the group may take this long; then it is left to time out.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -145,6 +150,8 @@ pub(crate) struct PollThread {
     pub(crate) said: BTreeMap<String, Duration>,
     /// The memory that the largest of the latest events took.
     largest: usize,
+    /// The memory that an event of late took, on average.
+    usual: usize,
     finished: bool,
     /// Who waits for the end.
     closing: Option<oneshot::Sender<()>>,
@@ -161,6 +168,7 @@ impl PollThread {
             names_due: Duration::ZERO,
             said: BTreeMap::new(),
             largest: 0,
+            usual: USUAL_BYTES_FIRST,
             finished: false,
             closing: None,
         }
@@ -279,8 +287,15 @@ impl PollThread {
         let arrival = self.parts.clock.now();
         let limits = Limits { bytes: room.bytes(), largest: self.largest };
         let mut reading = Reading::new(&self.parts.lanes, &self.parts.pool, self.parts.replayed, arrival, limits);
-        self.parts.queue.read(SERVE_EVERY, &mut |message| reading.visit(message));
+        // The client takes its whole queue out for a read in bulk, finds it empty meanwhile, and fetches more: a reader that is
+        // slower than the broker would make it grow with each read.
+        if self.parts.queue.waiting() * self.usual < QUEUE_BYTES_MAX {
+            self.parts.queue.read(SERVE_EVERY, &mut |message| reading.visit(message));
+        } else {
+            self.parts.queue.read_singly(SERVE_EVERY, &mut |message| reading.visit(message));
+        }
         let (runs, largest) = reading.finish();
+        self.note_usual(&runs);
         // Forgotten bit by bit, so that one giant does not hold room for ever.
         self.largest = largest.max(self.largest - self.largest / 16);
         if runs.is_empty() {
@@ -290,6 +305,15 @@ impl PollThread {
         self.serve_group();
         self.pass_runs(runs, room);
         self.hand_over();
+    }
+
+    /// Remembers how large events are of late.
+    fn note_usual(&mut self, runs: &[Run]) {
+        let (events, bytes) =
+            runs.iter().fold((0, 0), |(events, bytes), run| (events + run.events.len(), bytes + run.events.memory_bytes()));
+        if let Some(mean) = bytes.checked_div(events) {
+            self.usual = (self.usual * 7 + mean) / 8;
+        }
     }
 
     fn pass_runs(&mut self, runs: Vec<Run>, mut room: BytePermit) {

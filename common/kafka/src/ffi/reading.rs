@@ -245,6 +245,34 @@ impl<C: ConsumerContext + 'static> ReadQueue<C> {
     }
 }
 
+impl<C: ConsumerContext + 'static> ReadQueue<C> {
+    /// Messages that wait to be read.
+    pub(crate) fn waiting(&self) -> usize {
+        // SAFETY: the handle is alive.
+        unsafe { sys::rd_kafka_queue_length(self.own.queue.as_ptr()) }
+    }
+
+    /// As [`Self::read`], message by message: slower, but what waits stays in the queue meanwhile and keeps the client from
+    /// fetching more.
+    pub(crate) fn read_singly(&self, wait: Duration, visit: &mut dyn FnMut(&RawMessage<'_>) -> ControlFlow<()>) {
+        let mut wait = wait;
+        loop {
+            // SAFETY: the handle is alive; a message that comes back is ours and is destroyed once, after its visit.
+            let flow = unsafe {
+                let message = sys::rd_kafka_consume_queue(self.own.queue.as_ptr(), millis(wait));
+                let Some(lent) = NonNull::new(message) else { return };
+                let flow = visit(&RawMessage { message: lent, _lent: PhantomData });
+                sys::rd_kafka_message_destroy(message);
+                flow
+            };
+            if flow.is_break() {
+                return;
+            }
+            wait = Duration::ZERO;
+        }
+    }
+}
+
 struct Visitor<'v> {
     visit: &'v mut dyn FnMut(&RawMessage<'_>) -> ControlFlow<()>,
     client: *mut sys::rd_kafka_t,
