@@ -136,7 +136,7 @@ impl Metrics {
         registry.register("seals", "Batches closed, by reason", self.seals.clone());
         registry.register_with_unit("stage_duration", "Time that a batch spent in a stage", Unit::Seconds, self.stages.clone());
         registry.register("gap_events", "Positions that the bus lost before they were archived: data loss", self.gaps.clone());
-        registry.register("lanes_halted", "Lanes stopped because the archive is ahead of the bus", self.halted.clone());
+        registry.register("lanes_halted", "Lanes stopped: the bus cannot hand over their next event, the log of their table is damaged, or the archive is ahead of the bus", self.halted.clone());
         registry.register("rebalances", "Rebalances served", self.rebalances.clone());
         let help = "Time for which reading waited for room in memory";
         registry.register_with_unit("backpressure", help, Unit::Seconds, self.backpressure.clone());

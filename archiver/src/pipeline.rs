@@ -212,6 +212,10 @@ impl Pipeline {
             Incoming::Assigned(lanes) => self.assigned(lanes),
             Incoming::Revoking(lanes, guard) => self.revoking(&lanes, &guard),
             Incoming::Lost(lanes) => self.lost(&lanes),
+            Incoming::Halted(lane, error) => {
+                error!(%lane, error = %report(&error), "the bus cannot hand over the next event, this lane is halted");
+                self.halt(&lane);
+            }
             Incoming::Idle(lanes) => {
                 for (lane, position) in lanes {
                     if let Some(table) = self.table_of_lane(&lane) {

@@ -52,13 +52,17 @@ pub fn publish(
     events: u64,
     feed: impl FnOnce(&mut Outflow) -> Result<()>,
 ) -> Result<Duration> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let before = cpu_now();
     let producer = KafkaProducer::start(&cluster(&broker.bootstrap, client), ProducerSettings::default())?;
     let mut outflow = Outflow { producer, published: 0 };
     feed(&mut outflow)?;
-    runtime.block_on(outflow.producer.drain())?;
-    let confirmed: u64 = outflow.producer.confirmed()?.iter().map(|lane| lane.events).sum();
+    let confirmed = loop {
+        let confirmed: u64 = outflow.producer.confirmed()?.iter().map(|lane| lane.events).sum();
+        if outflow.producer.unconfirmed() == 0 {
+            break confirmed;
+        }
+        std::thread::sleep(QUEUE_WAIT);
+    };
     let spent = cpu_now().saturating_sub(before);
     ensure!(outflow.published == events && confirmed == events, "{confirmed} of {events} events are confirmed");
     drop(outflow);

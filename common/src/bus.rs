@@ -93,6 +93,9 @@ pub enum Incoming {
     Revoking(Vec<LaneId>, RevokeGuard),
     /// These lanes are somebody else's already: abandon what is held of them.
     Lost(Vec<LaneId>),
+    /// The bus cannot hand over the next event of this lane, for this reason. What came before stands, and the other lanes go on;
+    /// of this one nothing comes until it is assigned again, which a bus that can try once more does by itself after a while.
+    Halted(LaneId, BusError),
     /// These lanes have nothing more to read: their next position, where the bus ends at this moment.
     Idle(Vec<(LaneId, Position)>),
     /// Asked at this moment, the bus ended at these positions. Told every few seconds of all lanes, as long as the bus answers.
@@ -191,8 +194,7 @@ pub struct Confirmed {
     pub events: u64,
 }
 
-/// One outflow of events. Synchronous, since it fills a queue of the client; only waiting for confirms is slow.
-#[async_trait]
+/// One outflow of events. Synchronous: it fills a queue of the client and looks at what has come back, and never waits.
 pub trait Producer: Send {
     /// Queues one event; the bytes are copied. `Ok(false)` means that the queue is full: wait for [`Self::confirmed`], then try again.
     /// Events of one lane are published in the order of the calls.
@@ -207,12 +209,10 @@ pub trait Producer: Send {
         Err(BusError::new(ErrorKind::Invalid, what))
     }
 
-    /// What the bus has confirmed so far, lane by lane. Fails once an event was refused for good; nothing after it is confirmed.
+    /// What the bus has confirmed so far, lane by lane. To be asked every few milliseconds while events are unconfirmed: some clients
+    /// learn of it only then. Fails once an event was refused for good; nothing after it is confirmed.
     fn confirmed(&mut self) -> Result<Vec<Confirmed>, BusError>;
 
-    /// Events that were published and are not confirmed yet.
+    /// Events that were published and were not confirmed when [`Self::confirmed`] was last asked.
     fn unconfirmed(&self) -> usize;
-
-    /// Waits, at most for the client's delivery time-out, until everything published is confirmed.
-    async fn drain(&mut self) -> Result<(), BusError>;
 }

@@ -8,6 +8,11 @@ use replayer::commands;
 use tapedeck_daemon::Exit;
 use tapedeck_daemon::telemetry::LogFormat;
 
+/// The Kafka client frees in one thread what it took in another; most allocators make that dear (docs/decisions/0005).
+/// It stands in for the C library's as well, since nearly all of it is the client's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

@@ -72,9 +72,8 @@ impl Pipeline {
             Err(error) if error.kind() == ErrorKind::Corrupt => {
                 error!(error = %report(&error), lanes = asked.len(), "the log of a table is damaged, its lanes are halted");
                 for (lane, assignment) in asked {
-                    if let Some(owned) = self.lanes.get_mut(&lane).filter(|owned| owned.assignment == assignment) {
-                        owned.halted = true;
-                        self.metrics.halted(&owned.topic);
+                    if self.is_ours(&lane, assignment) {
+                        self.halt(&lane);
                     }
                 }
             }
@@ -117,7 +116,11 @@ impl Pipeline {
                         known,
                     ));
                 }
-                Some(Located::Beyond { log, bus_end }) => self.halt(&known, log, bus_end),
+                Some(Located::Beyond { log, bus_end }) => {
+                    error!(lane = %known.lane, topic = %known.topic, %log, %bus_end,
+                        "the archive is ahead of the bus: it lost events, or it is another bus; this lane is halted, nothing is overwritten");
+                    self.halt(&known.lane);
+                }
                 None => {}
             }
         }
@@ -125,12 +128,11 @@ impl Pipeline {
         self.resume(resume).await
     }
 
-    fn halt(&mut self, known: &LookedUp, log: Position, bus_end: Position) {
-        error!(lane = %known.lane, topic = %known.topic, %log, %bus_end,
-            "the archive is ahead of the bus: it lost events, or it is another bus; this lane is halted, nothing is overwritten");
-        self.metrics.halted(&known.topic);
-        if let Some(owned) = self.lanes.get_mut(&known.lane) {
+    /// Says of a lane that it does not go on, and why is logged: it is shown as halted until it is assigned again.
+    pub(super) fn halt(&mut self, lane: &LaneId) {
+        if let Some(owned) = self.lanes.get_mut(lane) {
             owned.halted = true;
+            self.metrics.halted(&owned.topic);
         }
     }
 

@@ -1,5 +1,7 @@
 //! Where lanes begin, go on, and end.
 
+use tapedeck_common::bus::BusError;
+use tapedeck_common::error::ErrorKind;
 use tapedeck_common::limits::REVOKE_GRACE;
 use tapedeck_common::position::Position;
 use tapedeck_sim::bus::StartAt;
@@ -98,6 +100,27 @@ async fn a_topic_made_again_is_read_from_its_beginning_beside_the_old_one() {
     assert!(running.leave(&world).await.is_ok());
     let archived = world.check_all_archived().await;
     assert_eq!((archived.events.len(), archived.lanes.len()), (5, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lane_whose_next_event_cannot_be_read_is_halted_and_goes_on_once_it_is_assigned_again() {
+    let (world, process, running) = World::reading(Setup::default(), 2).await;
+    world.publish("orders", 4);
+    settle().await;
+    let lane = world.bus.lanes("orders")[0].clone();
+    world.bus.halt(&lane, BusError::new(ErrorKind::Corrupt, "a damaged batch"));
+    world.publish("orders", 4);
+    world.advance(AGE_MAX + TICK).await;
+    let halted = || running.status.borrow().lanes.iter().map(|lane| lane.halted).collect::<Vec<_>>();
+    assert_eq!((halted(), running.status.borrow().is_ready()), (vec![true, false], true));
+    assert_eq!(process.metric("lanes_halted", ""), 1.0);
+    assert_eq!(world.check().await.events.len(), 4 + 8, "what came before it, and all of the other lane");
+    let owner = world.bus.owner(&lane).expect("owned");
+    drop(world.bus.hand_over(owner, owner, std::slice::from_ref(&lane)));
+    world.advance(AGE_MAX + TICK).await;
+    assert_eq!(halted(), [false, false]);
+    assert!(running.leave(&world).await.is_ok());
+    world.check_all_archived().await;
 }
 
 #[tokio::test(start_paused = true)]

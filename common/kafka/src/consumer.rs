@@ -34,8 +34,8 @@ use crate::poll_thread::{Alarm, Command, Parts, Passed, PollThread, ToPollThread
 /// Reads that wait to be taken over; their memory is reserved.
 const READS_WAITING: usize = 16;
 const COMMANDS_WAITING: usize = 64;
-/// Places in the desk's tray that only the poll thread's questions take: it asks again when they are full.
-const NAME_QUESTIONS_WAITING: usize = 8;
+/// Places in the desk's tray that only the poll thread's question takes: it does not ask again before it is answered.
+const NAME_QUESTIONS_WAITING: usize = 1;
 /// How long `close` waits for the threads.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(6);
 
@@ -176,6 +176,12 @@ impl KafkaConsumer {
                     return Ok(None);
                 }
                 Incoming::Idle(current)
+            }
+            Passed::Halted((generation, lane, error)) => {
+                if !self.is_current(&lane, generation) {
+                    return Ok(None);
+                }
+                Incoming::Halted(lane, error)
             }
             Passed::Ends(mut lanes, asked) => {
                 lanes.retain(|(lane, _)| self.lanes.contains_key(lane));

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tapedeck_common::bus::AssignedLane;
 use tapedeck_common::position::{LaneId, Position, Span};
@@ -20,6 +21,8 @@ pub(crate) enum Phase {
     Starting(Position),
     /// For nothing: it is being read.
     Active,
+    /// For this moment: its next event could not be read, and it is tried again then.
+    Halted(Duration),
     /// For its batches to be safe; then it is given up.
     Revoking,
     /// For its batches to be safe; then it begins again: its position is not on the bus any more, or its topic is another one.

@@ -43,6 +43,8 @@ const SERVE_EVERY: Duration = Duration::from_millis(50);
 const QUEUE_BYTES_MAX: usize = 3 * FETCH_QUEUE_KIB * 1024;
 /// What an event is taken for before one was seen.
 const USUAL_BYTES_FIRST: usize = 1 << 10;
+/// A lane whose next event could not be read is left alone for so long: a broker may be mended, a right be granted meanwhile.
+const HALTED_FOR: Duration = Duration::from_secs(300);
 /// Leaving the group may take this long; then it is left to time out.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -67,6 +69,7 @@ pub(crate) enum Command {
 pub(crate) enum Passed {
     Deliveries(Vec<(u64, Deliveries)>),
     Idle(Vec<(u64, LaneId, Position)>),
+    Halted((u64, LaneId, BusError)),
     Ends(Vec<(LaneId, Position)>, Timestamp),
     Assigned(Vec<AssignedLane>),
     Revoking(Vec<LaneId>, RevokeGuard),
@@ -146,6 +149,8 @@ pub(crate) struct PollThread {
     pub(crate) displacements: Vec<Displacement>,
     pub(crate) subscription: BTreeSet<String>,
     pub(crate) names_due: Duration,
+    /// The desk has been asked and has not answered yet: its tray keeps one place for this question.
+    pub(crate) names_asked: bool,
     /// What was logged a short while ago.
     pub(crate) said: BTreeMap<String, Duration>,
     /// The memory that the largest of the latest events took.
@@ -166,6 +171,7 @@ impl PollThread {
             displacements: Vec::new(),
             subscription: BTreeSet::new(),
             names_due: Duration::ZERO,
+            names_asked: false,
             said: BTreeMap::new(),
             largest: 0,
             usual: USUAL_BYTES_FIRST,
@@ -225,7 +231,10 @@ impl PollThread {
         loop {
             match self.parts.commands.try_recv() {
                 Ok(Command::Resume(at)) => self.resume(at),
-                Ok(Command::Named(names)) => self.named(&names),
+                Ok(Command::Named(names)) => {
+                    self.names_asked = false;
+                    self.named(&names);
+                }
                 Ok(Command::Subscribe(topics)) => {
                     let wanted: BTreeSet<String> = topics.union(&self.parts.literals).cloned().collect();
                     if wanted.is_empty() {
@@ -317,7 +326,7 @@ impl PollThread {
     }
 
     fn pass_runs(&mut self, runs: Vec<Run>, mut room: BytePermit) {
-        let (mut deliveries, mut idle, mut out_of_range) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut deliveries, mut idle, mut out_of_range, mut halted) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for run in runs {
             self.parts.counters.add_stale(run.stale);
             let lane = self.parts.lanes.get_mut(&run.topic, run.partition);
@@ -336,10 +345,10 @@ impl PollThread {
                 None => {}
                 Some(Trouble::OutOfRange) => out_of_range.extend(lane.displace()),
                 Some(Trouble::Damaged(kind, text)) => {
-                    // The client would go on behind it; the lane waits for a position instead.
-                    lane.phase = Phase::Waiting;
+                    // The client would go on behind it.
+                    lane.phase = Phase::Halted(self.parts.clock.monotonic() + HALTED_FOR);
                     let what = format!("topic {} partition {}: {text}", run.topic, run.partition);
-                    self.outbox.push_back(Passed::Failed(BusError::new(kind, what)));
+                    halted.push((generation, id.clone(), BusError::new(kind, what)));
                 }
             }
             let Ok(span) = Span::new(run.from, run.next) else { unreachable!("offsets only grow within a run") };
@@ -361,6 +370,10 @@ impl PollThread {
         }
         if !idle.is_empty() {
             self.outbox.push_back(Passed::Idle(idle));
+        }
+        if !halted.is_empty() {
+            self.outbox.extend(halted.into_iter().map(Passed::Halted));
+            self.displaced(Vec::new());
         }
         if !out_of_range.is_empty() {
             warn!(lanes = out_of_range.len(), "positions are not on the bus any more, locating the lanes again");

@@ -2,22 +2,21 @@
 //!
 //! Promises: events of a lane reach their partition in the order of the calls; a lane counts as confirmed only up to the first
 //! event that is not; an event that the bus refuses for good is named, and nothing after it counts.
-//! Never: allocate per event beyond what the client does; choose a partition or a time of its own.
+//! Never: allocate per event beyond what the client does; choose a partition or a time of its own; a thread that only waits for reports.
 
 use std::collections::VecDeque;
 use std::ffi::CString;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use async_trait::async_trait;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Message as _};
-use rdkafka::producer::{Producer as _, ProducerContext, PurgeConfig, ThreadedProducer};
+use rdkafka::producer::{BaseProducer, Producer as _, ProducerContext, PurgeConfig};
 use tapedeck_common::bus::{BusError, Confirmed, Outgoing, Producer};
 use tapedeck_common::error::ErrorKind;
 use tapedeck_common::position::Position;
-use tokio::sync::Notify;
 use tracing::debug;
 
 use crate::config::ClusterSettings;
@@ -114,19 +113,15 @@ impl Track {
     }
 }
 
+/// Learns what became of each event, on the thread that asks what is confirmed.
 #[derive(Default)]
-struct Shared {
-    track: Mutex<Track>,
-    quiet: Notify,
-}
+struct Reports(Mutex<Track>);
 
-impl Shared {
+impl Reports {
     fn track(&self) -> MutexGuard<'_, Track> {
-        self.track.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
-
-struct Reports(Arc<Shared>);
 
 impl ClientContext for Reports {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
@@ -146,7 +141,7 @@ impl ProducerContext for Reports {
 
     fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
         let (lane, sequence) = unpacked(opaque);
-        let mut track = self.0.track();
+        let mut track = self.track();
         track.unreported -= 1;
         match result {
             Ok(_) => {
@@ -166,10 +161,6 @@ impl ProducerContext for Reports {
                 let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
                 track.refused.get_or_insert((kind_of(code), what));
             }
-        }
-        if track.unreported == 0 || track.refused.is_some() {
-            drop(track);
-            self.0.quiet.notify_waiters();
         }
     }
 }
@@ -191,8 +182,7 @@ fn kind_of(code: RDKafkaErrorCode) -> ErrorKind {
 
 /// Publishes events.
 pub struct KafkaProducer {
-    producer: ThreadedProducer<Reports>,
-    shared: Arc<Shared>,
+    producer: BaseProducer<Reports>,
     /// The topic of the last event, and its name as the client wants it.
     topic: (String, CString),
 }
@@ -204,11 +194,10 @@ impl KafkaProducer {
         if !cluster.client.contains_key("linger.ms") {
             config.set("linger.ms", settings.linger_ms.to_string());
         }
-        let shared = Arc::new(Shared::default());
         let producer = config
-            .create_with_context(Reports(Arc::clone(&shared)))
+            .create_with_context(Reports::default())
             .map_err(|error| BusError::new(ErrorKind::Invalid, format!("the Kafka client refuses its settings: {error}")))?;
-        Ok(Self { producer, shared, topic: Default::default() })
+        Ok(Self { producer, topic: Default::default() })
     }
 }
 
@@ -231,7 +220,7 @@ impl KafkaProducer {
         }
         self.name_topic(event.topic)?;
         let packed = {
-            let mut track = self.shared.track();
+            let mut track = self.producer.context().track();
             if let Some(failure) = track.failure() {
                 return Err(failure);
             }
@@ -247,7 +236,7 @@ impl KafkaProducer {
             opaque: packed as usize,
         };
         let Err(code) = produce(self.producer.client(), &message, headers) else { return Ok(true) };
-        self.shared.track().take_back(event.lane);
+        self.producer.context().track().take_back(event.lane);
         if code == RDKafkaErrorCode::QueueFull {
             return Ok(false);
         }
@@ -256,6 +245,22 @@ impl KafkaProducer {
             kind_of(code),
             format!("topic {topic} partition {partition} refused the event of position {position}: {code}"),
         ))
+    }
+
+    /// Takes in all reports that have come. The client frees an event with its report: on the thread that publishes the next one
+    /// into the same memory.
+    fn take_in_reports(&self) {
+        let unreported = || self.producer.context().track().unreported;
+        let mut before = unreported();
+        while before > 0 {
+            // One call brings the reports of one request.
+            self.producer.poll(Duration::ZERO);
+            let left = unreported();
+            if left == before {
+                return;
+            }
+            before = left;
+        }
     }
 
     /// Keeps the last topic's name as the client wants it, since events come in long runs for one topic.
@@ -269,7 +274,6 @@ impl KafkaProducer {
     }
 }
 
-#[async_trait]
 impl Producer for KafkaProducer {
     fn publish(&mut self, event: &Outgoing<'_>) -> Result<bool, BusError> {
         self.send(event, event.headers.iter().map(|(name, value)| (name.as_bytes(), *value)))
@@ -285,31 +289,13 @@ impl Producer for KafkaProducer {
     }
 
     fn confirmed(&mut self) -> Result<Vec<Confirmed>, BusError> {
-        let track = self.shared.track();
+        self.take_in_reports();
+        let track = self.producer.context().track();
         track.failure().map_or_else(|| Ok(track.confirmed()), Err)
     }
 
     fn unconfirmed(&self) -> usize {
-        self.shared.track().unreported
-    }
-
-    async fn drain(&mut self) -> Result<(), BusError> {
-        loop {
-            let quiet = self.shared.quiet.notified();
-            tokio::pin!(quiet);
-            // Registered before the look, so that the last report is not missed.
-            quiet.as_mut().enable();
-            {
-                let track = self.shared.track();
-                if let Some(failure) = track.failure() {
-                    return Err(failure);
-                }
-                if track.unreported == 0 {
-                    return Ok(());
-                }
-            }
-            quiet.await;
-        }
+        self.producer.context().track().unreported
     }
 }
 

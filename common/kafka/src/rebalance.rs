@@ -182,7 +182,7 @@ impl PollThread {
 
     pub(crate) fn ask_for_names(&mut self) {
         let now = self.parts.clock.monotonic();
-        if now < self.names_due {
+        if now < self.names_due || self.names_asked {
             return;
         }
         let topics = self.parts.lanes.topics();
@@ -190,9 +190,8 @@ impl PollThread {
             self.names_due = now + CONFIRM_NAMES_EVERY;
             return;
         }
-        // A desk with a full tray is asked again in the next round.
         self.names_due = now + if self.parts.lanes.wants_names() { RETRY_NAMES_EVERY } else { CONFIRM_NAMES_EVERY };
-        drop(self.parts.asks.try_send(Ask::Name(topics)));
+        self.names_asked = self.parts.asks.try_send(Ask::Name(topics)).is_ok();
     }
 
     pub(crate) fn named(&mut self, names: &BTreeMap<String, Result<Arc<str>, RDKafkaErrorCode>>) {
@@ -238,7 +237,7 @@ impl PollThread {
 
     /// Stops displaced lanes and lets the caller make safe what it holds of them, since the bus may not have it any more.
     pub(crate) fn displaced(&mut self, lanes: Vec<LaneId>) {
-        self.unassign_where(|lane| lane.assigned && matches!(lane.phase, Phase::Naming | Phase::Displaced));
+        self.unassign_where(|lane| lane.assigned && matches!(lane.phase, Phase::Naming | Phase::Displaced | Phase::Halted(_)));
         self.parts.lanes.publish();
         if lanes.is_empty() {
             return;
@@ -249,9 +248,15 @@ impl PollThread {
         self.displacements.push(Displacement { lanes, guards_gone, deadline });
     }
 
-    /// Lets displaced lanes begin again once they are safe, or the grace is over.
+    /// Lets displaced lanes begin again once they are safe, or the grace is over, and halted ones once they were left alone long enough.
     pub(crate) fn serve_displacements(&mut self) {
         let now = self.parts.clock.monotonic();
+        let rested = self.parts.lanes.iter_mut().filter(|lane| matches!(lane.phase, Phase::Halted(until) if until <= now));
+        let rested: Vec<LaneId> = rested.filter_map(Lane::displace).collect();
+        if !rested.is_empty() {
+            info!(lanes = rested.len(), "trying halted lanes again");
+            self.displaced(rested);
+        }
         for displacement in std::mem::take(&mut self.displacements) {
             let safe = displacement.guards_gone.is_closed();
             if !safe && now < displacement.deadline {

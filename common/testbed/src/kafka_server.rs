@@ -4,6 +4,7 @@
 //! value is dropped. A plain broker keeps its defaults: 1 MB batches and no timestamps above one hour ahead; tests that need
 //! more say so per topic (see [`crate::events::nasty::topic_config`]).
 
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use anyhow::Result;
@@ -43,6 +44,11 @@ impl KafkaServer {
     /// The address for `bootstrap.servers`.
     pub fn bootstrap(&self) -> String {
         format!("127.0.0.1:{}", self.server.port())
+    }
+
+    /// The file that holds the first segment of a partition, for tests that damage it.
+    pub fn segment_file(&self, topic: &str, partition: i32) -> PathBuf {
+        self.server.folder().join("data").join(format!("{topic}-{partition}")).join("00000000000000000000.log")
     }
 
     /// Stops the broker cleanly; its data stays.

@@ -393,7 +393,6 @@ impl SeededProducer {
     }
 }
 
-#[async_trait]
 impl Producer for SeededProducer {
     fn publish(&mut self, event: &Outgoing<'_>) -> Result<bool, BusError> {
         Ok(self.send(event, &[]))
@@ -416,13 +415,6 @@ impl Producer for SeededProducer {
 
     fn unconfirmed(&self) -> usize {
         self.queued.len() + self.taken.len()
-    }
-
-    async fn drain(&mut self) -> Result<(), BusError> {
-        while self.unconfirmed() > 0 {
-            self.broker();
-        }
-        Ok(())
     }
 }
 

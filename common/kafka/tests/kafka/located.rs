@@ -91,6 +91,7 @@ async fn retention_that_overtakes_a_reader_becomes_a_gap() {
         archive,
         lanes: [(lanes[0].lane.clone(), lanes[0].topic.clone())].into(),
         idle: Default::default(),
+        halted: Vec::new(),
         gaps: 0,
     };
     member.until("the rest is read", |member| member.archive.rows() == 1_500).await;

@@ -9,6 +9,7 @@
 mod admin;
 mod away;
 mod conformance;
+mod damage;
 mod group;
 mod located;
 mod producing;

@@ -10,7 +10,7 @@ use tapedeck_kafka::config::ClusterSettings;
 use tapedeck_kafka::producer::{KafkaProducer, ProducerSettings};
 use tapedeck_testbed::{Isolation, read_all};
 
-use crate::support::{LIMIT, broker, cluster, topic};
+use crate::support::{LIMIT, broker, cluster, drain, topic};
 
 fn outgoing<'a>(topic: &'a str, partition: i32, number: u64, value: &'a [u8]) -> Outgoing<'a> {
     let position = Position::new(number);
@@ -35,9 +35,7 @@ async fn lanes_arrive_in_order_and_are_confirmed_to_their_last_event() {
         }
     }
     assert!(full > 0, "60 MB do not fit a queue of 8 MB");
-    producer.drain().await.expect("confirmed");
-    assert_eq!(producer.unconfirmed(), 0);
-    for confirmed in producer.confirmed().expect("no refusal") {
+    for confirmed in drain(&mut producer).await.expect("no refusal") {
         assert_eq!((confirmed.events, confirmed.next.get()), (10_000, 29_998 + u64::from(confirmed.lane)));
     }
     let mut next: BTreeMap<i32, u64> = (0..3).map(|partition| (partition, partition as u64)).collect();
@@ -59,10 +57,10 @@ async fn an_event_that_the_topic_refuses_is_named_and_nothing_after_it_counts() 
     let name = topic("refused", 1);
     let mut producer = KafkaProducer::start(&cluster(), ProducerSettings::default()).expect("a producer");
     producer.publish(&outgoing(&name, 0, 7, b"small")).expect("sent");
-    producer.drain().await.expect("confirmed");
+    drain(&mut producer).await.expect("confirmed");
     let large = vec![b'x'; 3 << 20];
     producer.publish(&outgoing(&name, 0, 8, &large)).expect("taken by the client");
-    let error = producer.drain().await.expect_err("the broker takes 1 MB");
+    let error = drain(&mut producer).await.expect_err("the broker takes 1 MB");
     assert_eq!(error.kind(), ErrorKind::Invalid);
     for part in [name.as_str(), "partition 0", "position 8", "too large"] {
         assert!(error.to_string().to_lowercase().contains(part), "{error} lacks {part}");
@@ -78,7 +76,7 @@ async fn a_topic_or_partition_that_is_not_there_is_refused() {
     for (topic, partition) in [(name.as_str(), 9), ("there-is-no-such-topic", 0)] {
         let mut producer = KafkaProducer::start(&settings, ProducerSettings::default()).expect("a producer");
         let error = match producer.publish(&outgoing(topic, partition, 1, b"x")) {
-            Ok(_) => tokio::time::timeout(LIMIT, producer.drain()).await.expect("in time").expect_err("nobody takes it"),
+            Ok(_) => drain(&mut producer).await.expect_err("nobody takes it"),
             Err(error) => error,
         };
         assert!(error.to_string().contains(topic), "{error}");

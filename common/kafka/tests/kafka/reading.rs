@@ -10,7 +10,7 @@ use tapedeck_kafka::consumer::KafkaConsumer;
 use tapedeck_kafka::producer::{KafkaProducer, ProducerSettings};
 use tapedeck_testbed::{Event, Loader, Transactions};
 
-use crate::support::{LIMIT, broker, cluster, consumer, event, settings, topic, topic_with};
+use crate::support::{LIMIT, broker, cluster, consumer, drain, event, settings, topic, topic_with};
 
 /// Reads the only partition from its start until the bus says that it ends at `end` or later.
 async fn read_to(settings: KafkaSettings, end: u64) -> (KafkaConsumer, Vec<Deliveries>, Position) {
@@ -49,7 +49,7 @@ async fn keys_values_headers_and_times_arrive_as_they_were() {
     assert!(producer.publish_raw(&odd, &[(3, b"n\xffm")]).expect("sent"));
     let far = Timestamp::from_millis(400_000_000_000_000).expect("fits");
     assert!(producer.publish(&Outgoing { time: Some(far), ..base }).expect("sent"));
-    producer.drain().await.expect("confirmed");
+    drain(&mut producer).await.expect("confirmed");
 
     let (_consumer, runs, end) = read_to(settings("as-they-were", &[&name]), 4).await;
     assert_eq!(end, Position::new(4));

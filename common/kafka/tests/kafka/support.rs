@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use tapedeck_common::budget::ByteBudget;
-use tapedeck_common::bus::{BusError, Consumer, Deliveries, Incoming, Located, ToLocate};
+use tapedeck_common::bus::{BusError, Confirmed, Consumer, Deliveries, Incoming, Located, Producer, ToLocate};
 use tapedeck_common::clock::Clock;
 use tapedeck_common::columns::ColumnsPool;
 use tapedeck_common::commit::{
@@ -16,6 +16,7 @@ use tapedeck_common::position::{LaneId, Position, Span};
 use tapedeck_common::time::Timestamp;
 use tapedeck_kafka::config::{ClusterSettings, KafkaSettings, Replayed, Start, TopicSelector};
 use tapedeck_kafka::consumer::KafkaConsumer;
+use tapedeck_kafka::producer::KafkaProducer;
 use tapedeck_testbed::{Admin, Event, KafkaOptions, KafkaServer};
 use tokio::task::JoinHandle;
 
@@ -67,6 +68,20 @@ pub(crate) async fn next(consumer: &mut KafkaConsumer) -> Result<Incoming, BusEr
             other => return other,
         }
     }
+}
+
+/// Waits until everything published is confirmed.
+pub(crate) async fn drain(producer: &mut KafkaProducer) -> Result<Vec<Confirmed>, BusError> {
+    let drained = async {
+        loop {
+            let confirmed = producer.confirmed()?;
+            if producer.unconfirmed() == 0 {
+                return Ok(confirmed);
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, drained).await.expect("in time")
 }
 
 /// Settings that make a group react quickly.
@@ -201,6 +216,7 @@ pub(crate) struct Member {
     pub archive: SharedArchive,
     pub lanes: BTreeMap<LaneId, Arc<str>>,
     pub idle: BTreeMap<LaneId, Position>,
+    pub halted: Vec<(LaneId, BusError)>,
     pub gaps: usize,
 }
 
@@ -211,7 +227,7 @@ impl Member {
 
     pub(crate) fn join_within(settings: KafkaSettings, archive: &SharedArchive, budget: &ByteBudget) -> Self {
         let consumer = consumer(settings, budget);
-        Self { consumer, archive: archive.clone(), lanes: BTreeMap::new(), idle: BTreeMap::new(), gaps: 0 }
+        Self { consumer, archive: archive.clone(), lanes: BTreeMap::new(), idle: BTreeMap::new(), halted: Vec::new(), gaps: 0 }
     }
 
     pub(crate) async fn take(&mut self, incoming: Incoming) {
@@ -227,6 +243,7 @@ impl Member {
             }
             Incoming::Revoking(lanes, _) | Incoming::Lost(lanes) => self.lanes.retain(|lane, _| !lanes.contains(lane)),
             Incoming::Idle(lanes) => self.idle.extend(lanes),
+            Incoming::Halted(lane, error) => self.halted.push((lane, error)),
             Incoming::Ends(..) => {}
         }
     }

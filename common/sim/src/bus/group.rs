@@ -197,6 +197,16 @@ impl MemoryBus {
         });
     }
 
+    /// The bus cannot hand over the next event of a lane: its owner hears why, and gets nothing more of it until it is assigned again.
+    pub fn halt(&self, lane: &LaneId, error: BusError) {
+        self.change(|state| {
+            let Some(owner) = state.group.owners.get(lane).copied() else { return };
+            let reading = state.group.members.get_mut(&owner).and_then(|member| member.lanes.get_mut(lane));
+            reading.expect("owned").next = None;
+            state.tell(owner, Incoming::Halted(lane.clone(), error));
+        });
+    }
+
     /// Makes zombies: `to` owns these lanes from now on, and who had them before does not know it and reads on.
     /// [`Self::lose`] tells it later, or being assigned them again.
     pub fn steal(&self, to: MemberId, lanes: &[LaneId]) {

@@ -5,14 +5,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use async_trait::async_trait;
 use tapedeck_common::bus::{BusError, Confirmed, Outgoing, Producer};
-use tapedeck_common::clock::Clock as _;
 use tapedeck_common::error::ErrorKind;
 use tapedeck_common::position::Position;
-use tokio::sync::Notify;
 
 use super::MemoryBus;
 use crate::event::BusEvent;
@@ -33,13 +29,11 @@ pub struct ProducerOptions {
     pub broker: Broker,
     /// Events that may be unconfirmed before the queue is full.
     pub queue_events_max: usize,
-    /// How long `drain` waits.
-    pub delivery_timeout: Duration,
 }
 
 impl Default for ProducerOptions {
     fn default() -> Self {
-        Self { broker: Broker::Willing, queue_events_max: 100_000, delivery_timeout: Duration::from_secs(120) }
+        Self { broker: Broker::Willing, queue_events_max: 100_000 }
     }
 }
 
@@ -56,7 +50,6 @@ struct Line {
     bus: MemoryBus,
     options: ProducerOptions,
     state: Mutex<State>,
-    changed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -129,8 +122,6 @@ impl Line {
             }
         }
         state.taken = left;
-        drop(state);
-        self.changed.notify_waiters();
         confirmed
     }
 
@@ -143,7 +134,7 @@ impl MemoryBus {
     /// An outflow to this bus, and the hand on it.
     pub fn producer(&self, options: ProducerOptions) -> (MemoryProducer, ProducerHand) {
         let state = State { by_hand: options.broker == Broker::ByHand, ..State::default() };
-        let line = Arc::new(Line { bus: self.clone(), options, state: Mutex::new(state), changed: Notify::new() });
+        let line = Arc::new(Line { bus: self.clone(), options, state: Mutex::new(state) });
         (MemoryProducer(Arc::clone(&line)), ProducerHand(line))
     }
 }
@@ -167,7 +158,6 @@ impl ProducerHand {
     /// The oldest queued event is refused for good, and with it all that come after.
     pub fn refuse(&self, what: &str) {
         self.0.state().refused = Some(what.to_owned());
-        self.0.changed.notify_waiters();
     }
 
     /// From now on everything is taken and confirmed at once, what waits included.
@@ -183,7 +173,6 @@ impl ProducerHand {
     }
 }
 
-#[async_trait]
 impl Producer for MemoryProducer {
     fn publish(&mut self, event: &Outgoing<'_>) -> Result<bool, BusError> {
         let willing = {
@@ -223,26 +212,6 @@ impl Producer for MemoryProducer {
         let state = self.0.state();
         state.queued.len() + state.taken.len()
     }
-
-    async fn drain(&mut self) -> Result<(), BusError> {
-        let clock = &self.0.bus.0.clock;
-        let deadline = clock.monotonic() + self.0.options.delivery_timeout;
-        loop {
-            let mut changed = std::pin::pin!(self.0.changed.notified());
-            changed.as_mut().enable();
-            Line::refusal(&self.0.state())?;
-            if self.unconfirmed() == 0 {
-                return Ok(());
-            }
-            tokio::select! {
-                () = changed => {}
-                () = clock.sleep_until(deadline) => {
-                    let what = format!("{} events were not confirmed in time", self.unconfirmed());
-                    return Err(BusError::new(ErrorKind::Unavailable, what));
-                }
-            }
-        }
-    }
 }
 
 fn event_of(event: &Outgoing<'_>) -> BusEvent {
@@ -272,8 +241,7 @@ mod tests {
         (bus, producer, hand)
     }
 
-    const BY_HAND: ProducerOptions =
-        ProducerOptions { broker: Broker::ByHand, queue_events_max: 3, delivery_timeout: Duration::from_secs(9) };
+    const BY_HAND: ProducerOptions = ProducerOptions { broker: Broker::ByHand, queue_events_max: 3 };
 
     #[test]
     fn a_lane_is_confirmed_as_far_as_nothing_before_it_is_missing() {
@@ -292,22 +260,13 @@ mod tests {
         assert_eq!(producer.unconfirmed(), 0);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_refusal_is_final() {
+    #[test]
+    fn a_refusal_is_final() {
         let (bus, mut producer, hand) = bench(BY_HAND);
         assert!(producer.publish(&outgoing(0, 0)).expect("queued"));
         hand.refuse("too large");
         assert_eq!(hand.take(1), 0);
-        assert!(producer.confirmed().is_err() && producer.drain().await.is_err() && producer.publish(&outgoing(0, 1)).is_err());
+        assert!(producer.confirmed().is_err() && producer.publish(&outgoing(0, 1)).is_err());
         assert!(bus.published().is_empty());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn draining_ends_with_the_delivery_time_out() {
-        let (bus, mut producer, _hand) = bench(BY_HAND);
-        assert!(producer.publish(&outgoing(0, 0)).expect("queued"));
-        let drained = tokio::spawn(async move { producer.drain().await });
-        bus.0.clock.advance(Duration::from_secs(10)).await;
-        assert_eq!(drained.await.expect("no panic").expect_err("nobody confirmed").kind(), ErrorKind::Unavailable);
     }
 }

@@ -110,6 +110,7 @@ impl Reader {
                     (held.next, held.idle) = (Some(position), Some(position));
                 }
             }
+            Incoming::Halted(lane, error) => panic!("{lane} is halted on a bus that is whole: {error}"),
             // A lane may have gone since the bus was asked.
             Incoming::Ends(..) => {}
         }

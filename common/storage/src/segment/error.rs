@@ -34,6 +34,11 @@ impl SegmentError {
         self
     }
 
+    /// Reading from the machine's own disk failed.
+    pub(crate) fn stopped(key: &object_store::path::Path, source: impl Into<BoxError>) -> Self {
+        Self::new(ErrorKind::Unavailable, key.as_ref(), "cannot be read").because(source)
+    }
+
     /// A failed read of an object that the log vouches for: gone is corrupt, refused needs a person, the rest may pass.
     pub(crate) fn read(key: &object_store::path::Path, source: object_store::Error) -> Self {
         match classify(&source) {
