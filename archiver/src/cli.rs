@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use tapedeck_daemon::units::{ByteSize, HumanDuration};
 
 /// Archives Kafka topics as Parquet tables, every event exactly once, and can prove it.
 #[derive(Debug, Parser)]
@@ -81,6 +82,10 @@ pub enum Command {
         #[arg(long)]
         files: bool,
     },
+    /// Keep tables in shape: merge small segments, take out old hours, delete files that nobody needs. Safe beside running
+    /// archivers and replays.
+    #[command(subcommand)]
+    Maintain(Maintain),
     /// About the configuration file.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -89,6 +94,71 @@ pub enum Command {
         /// Which shell.
         shell: clap_complete::Shell,
     },
+}
+
+/// How to keep tables in shape.
+#[derive(Debug, Subcommand)]
+pub enum Maintain {
+    /// Merge the small segments of closed hours. Each result is read back and compared before it replaces anything; the files that
+    /// it replaces stay until a sweep.
+    Compact {
+        /// The archive.
+        #[command(flatten)]
+        archive: Archive,
+        /// What all of them take.
+        #[command(flatten)]
+        common: MaintainCommon,
+        /// An hour is closed once it has been over for so long.
+        #[arg(long, value_name = "TIME", default_value = "2h")]
+        closed_for: HumanDuration,
+        /// Segments of this size and more stay as they are.
+        #[arg(long, value_name = "SIZE", default_value = "128MiB")]
+        small_below: ByteSize,
+        /// No merged segment is made of more than this.
+        #[arg(long, value_name = "SIZE", default_value = "512MiB")]
+        max_size: ByteSize,
+    },
+    /// Take out all hours that are older than --keep. Their files stay until a sweep.
+    Expire {
+        /// The archive.
+        #[command(flatten)]
+        archive: Archive,
+        /// What all of them take.
+        #[command(flatten)]
+        common: MaintainCommon,
+        /// How long events are kept after the end of their hour, for example 90d.
+        #[arg(long, value_name = "TIME")]
+        keep: HumanDuration,
+    },
+    /// Delete files that no record names, and those of segments that were removed long ago.
+    Sweep {
+        /// The archive.
+        #[command(flatten)]
+        archive: Archive,
+        /// What all of them take.
+        #[command(flatten)]
+        common: MaintainCommon,
+        /// Files that no record names are deleted at this age. Longer than any archiver may hang and come back.
+        #[arg(long, value_name = "TIME", default_value = "7d")]
+        orphans_after: HumanDuration,
+        /// Files of removed segments are deleted so long after. Longer than any reader reads.
+        #[arg(long, value_name = "TIME", default_value = "7d")]
+        removed_after: HumanDuration,
+    },
+}
+
+/// What all maintenance takes.
+#[derive(Debug, Clone, Args)]
+pub struct MaintainCommon {
+    /// Only this table.
+    #[arg(long)]
+    pub table: Option<String>,
+    /// Say what would be done, and do nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// For machines.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// About the configuration file.

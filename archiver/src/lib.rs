@@ -7,6 +7,7 @@ pub mod batcher;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod maintain;
 pub mod metrics;
 pub mod pipeline;
 #[cfg(test)]

@@ -6,6 +6,7 @@
 mod batches;
 mod commits;
 mod lanes;
+mod maintenance;
 mod pressure;
 mod rebalances;
 mod sharing;

@@ -84,25 +84,61 @@ fn every_engine_finds_every_event_once() -> Result<()> {
     Ok(())
 }
 
+/// Loads the topic in rounds, each archived by a run of its own, so that an hour has several segments.
+fn archive_in_rounds(site: &Site, kafka: &str, topic: &str, after_each: impl Fn() -> Result<()>) -> Result<()> {
+    let events = Generator::new(Workload::C, 7, 9_000);
+    for round in 0..3 {
+        let loader = Loader::new(kafka, &[])?;
+        for index in round * 3_000..(round + 1) * 3_000 {
+            loader.send(topic, Some((index % 4) as i32), &events.event(index))?;
+        }
+        loader.finish()?;
+        let archiver = site.archiver()?;
+        site.wait_for_rows(topic, (round + 1) * 3_000)?;
+        archiver.terminate()?;
+        assert_eq!(archiver.wait(PATIENCE)?.code, Some(0));
+        after_each()?;
+    }
+    Ok(())
+}
+
+/// Compaction writes removes and moved adds, and the sweep deletes files: nobody may read anything else than before.
+#[test]
+fn every_engine_reads_a_table_that_was_compacted_and_swept() -> Result<()> {
+    let kafka = shared_kafka().bootstrap();
+    Admin::new(&kafka)?.create_topic("compacted", 4, &[])?;
+    let site = Site::on_disk()?.source("main", &kafka, "compacted", &["compacted"], "");
+    archive_in_rounds(&site, &kafka, "compacted", || Ok(()))?;
+    let maintain = |arguments: &[&str]| -> Result<serde_json::Value> {
+        let ended = site.program(&[&["maintain"], arguments, &[site.url(), "--json"]].concat()).run(PATIENCE)?;
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        Ok(serde_json::from_str(&ended.stdout)?)
+    };
+    let done = maintain(&["compact", "--closed-for", "0s"])?;
+    let (inputs, outputs) = (&done["tables"][0]["inputs"], &done["tables"][0]["outputs"]);
+    assert!(inputs.as_u64() > outputs.as_u64() && outputs.as_u64() > Some(0), "{done}");
+    let swept = maintain(&["sweep", "--removed-after", "0s"])?;
+    assert_eq!(&swept["tables"][0]["removed"], inputs, "{swept}");
+    site.verify(&["--deep"])?;
+    let truth = Truth::from_bus(&kafka, &["compacted"])?;
+    for engine in ["deltalake", "polars", "duckdb", "spark"] {
+        let found = read_back(engine, &site.file("archive/compacted"), &site.file(engine))?;
+        let report = truth.compare(found.into_iter().map(|(partition, offset, digest)| ("compacted", partition, offset, digest)));
+        println!("{engine}: {report}");
+        assert!(report.is_clean(), "{engine}: {report}");
+    }
+    Ok(())
+}
+
 /// Somebody lets another tool tidy up "the Delta table": its checkpoint knows nothing of our lanes' promises.
 #[test]
 fn a_checkpoint_that_another_tool_writes_into_the_log_is_lived_with() -> Result<()> {
     let kafka = shared_kafka().bootstrap();
     Admin::new(&kafka)?.create_topic("tidied", 4, &[])?;
     let site = Site::on_disk()?.source("main", &kafka, "tidied", &["tidied"], "");
-    let events = Generator::new(Workload::C, 7, 9_000);
-    for round in 0..3 {
-        let loader = Loader::new(&kafka, &[])?;
-        for index in round * 3_000..(round + 1) * 3_000 {
-            loader.send("tidied", Some((index % 4) as i32), &events.event(index))?;
-        }
-        loader.finish()?;
-        let archiver = site.archiver()?;
-        site.wait_for_rows("tidied", (round + 1) * 3_000)?;
-        archiver.terminate()?;
-        assert_eq!(archiver.wait(PATIENCE)?.code, Some(0));
-        script(&["checkpoint", &site.file("archive/tidied").display().to_string()])?;
-    }
+    archive_in_rounds(&site, &kafka, "tidied", || {
+        script(&["checkpoint", &site.file("archive/tidied").display().to_string()]).map(drop)
+    })?;
     site.verify(&["--deep"])?;
     let report = site.judge(&Truth::from_bus(&kafka, &["tidied"])?, "tidied")?;
     assert!(report.is_clean(), "{report}");

@@ -9,6 +9,7 @@ pub mod commands;
 pub mod config;
 pub mod cursor;
 pub mod digest;
+pub mod hold;
 pub mod job;
 pub mod markers;
 pub mod merge;

@@ -12,6 +12,7 @@ macro_rules! outln {
 }
 
 mod check;
+mod maintain;
 mod sql;
 mod status;
 mod verify;
@@ -43,6 +44,7 @@ pub fn run(command: Command, format: LogFormat) -> Result<Exit, Failure> {
         Command::Check { config, online } => check::run(&config.config, online),
         Command::Status { archive, daemon, json } => on_runtime(status::run(archive, daemon, json)),
         Command::Verify { archive, table, deep, json } => on_runtime(verify::run(archive, table, deep, json)),
+        Command::Maintain(what) => on_runtime(maintain::run(what)),
         Command::Sql { archive, engine, table, files } => on_runtime(sql::run(archive, engine, table, files)),
         Command::Config(about) => config(about),
         Command::Completions { shell } => {

@@ -41,8 +41,12 @@ fn print(report: &TableReport, deep: bool) {
         report.rows
     );
     for lane in &report.lanes {
-        let more =
-            [(lane.skipped, "left out as replayed"), (lane.lost, "LOST on the bus"), (lane.empty, "that never held an event")];
+        let more = [
+            (lane.skipped, "left out as replayed"),
+            (lane.lost, "LOST on the bus"),
+            (lane.expired, "expired since"),
+            (lane.empty, "that never held an event"),
+        ];
         let more: Vec<_> = more.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
         let more = if more.is_empty() { String::new() } else { format!(" ({})", more.join(", ")) };
         outln!("  {}: [{}, {}) archived, {} rows{more}", lane.lane, lane.from, lane.next, lane.rows);

@@ -55,6 +55,7 @@ impl Storm {
     async fn gather(seed: u64) -> Self {
         let mut chance = fastrand::Rng::with_seed(seed);
         let setup = Setup {
+            begins: tapedeck_sim::GENESIS,
             seed,
             budget_bytes: 1 << chance.u32(20..26),
             policy: SealPolicy { bytes_max: 1 << chance.u32(12..24), age_max: AGE_MAX },

@@ -8,13 +8,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use object_store::ObjectStore;
 use prometheus_client::registry::Registry;
+use tapedeck_common::Timestamp;
 use tapedeck_common::budget::ByteBudget;
 use tapedeck_common::clock::Clock;
 use tapedeck_common::columns::ColumnsPool;
 use tapedeck_common::position::{LaneId, Position};
 use tapedeck_sim::bus::{MemberId, MemberOptions, MemoryBus, StartAt};
-use tapedeck_sim::{BusEvent, FaultyStore, ManualClock, settle};
+use tapedeck_sim::{BusEvent, FaultyStore, GENESIS, ManualClock, settle};
 use tapedeck_storage::archive::{Archive, TABLE_PER_TOPIC};
 use tapedeck_storage::layout;
 use tapedeck_storage::log::verify::LaneReport;
@@ -47,6 +49,7 @@ pub(super) const LONG: Duration = Duration::from_secs(180);
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Setup {
     pub(super) seed: u64,
+    pub(super) begins: Timestamp,
     pub(super) budget_bytes: usize,
     pub(super) policy: SealPolicy,
     pub(super) start: StartAt,
@@ -59,6 +62,7 @@ impl Default for Setup {
     fn default() -> Self {
         Self {
             seed: 7,
+            begins: GENESIS,
             budget_bytes: 64 << 20,
             policy: SealPolicy { bytes_max: 64 << 20, age_max: AGE_MAX },
             start: StartAt::Earliest,
@@ -107,7 +111,7 @@ pub(super) struct Archived {
 
 impl World {
     pub(super) fn new(setup: Setup) -> Self {
-        let clock = ManualClock::default();
+        let clock = ManualClock::at(setup.begins);
         let bus = MemoryBus::new(clock.clone());
         Self { setup, clock, bus, store: FaultyStore::default(), chance: fastrand::Rng::with_seed(setup.seed) }
     }
@@ -159,6 +163,16 @@ impl World {
     fn rules(&self) -> TableRules {
         let all = RawTableRule { topics: "^.+$".to_owned(), table: "everything".to_owned() };
         TableRules::parse(if self.setup.one_table { std::slice::from_ref(&all) } else { &[] }).expect("a good rule")
+    }
+
+    /// The store as one more process sees it.
+    pub(super) fn other_view(&self) -> FaultyStore {
+        self.store.other_view()
+    }
+
+    /// The store as it is, without any process's view of it.
+    pub(super) fn below(&self) -> Arc<dyn ObjectStore> {
+        self.store.below()
     }
 
     pub(super) async fn advance(&self, time: Duration) {

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::CString;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rdkafka::client::ClientContext;
@@ -20,7 +20,7 @@ use tapedeck_common::position::Position;
 use tracing::debug;
 
 use crate::config::ClusterSettings;
-use crate::ffi::{RawOutgoing, produce};
+use crate::ffi::{RawOutgoing, Topic, produce};
 use crate::group::log_line;
 
 /// How a producer trades delay for cost.
@@ -182,9 +182,9 @@ fn kind_of(code: RDKafkaErrorCode) -> ErrorKind {
 
 /// Publishes events.
 pub struct KafkaProducer {
-    producer: BaseProducer<Reports>,
-    /// The topic of the last event, and its name as the client wants it.
-    topic: (String, CString),
+    producer: Arc<BaseProducer<Reports>>,
+    /// The topic of the last event, with its name: events come in long runs for one topic.
+    topic: Option<(String, Topic<Reports>)>,
 }
 
 impl KafkaProducer {
@@ -194,10 +194,10 @@ impl KafkaProducer {
         if !cluster.client.contains_key("linger.ms") {
             config.set("linger.ms", settings.linger_ms.to_string());
         }
-        let producer = config
+        let producer: BaseProducer<Reports> = config
             .create_with_context(Reports::default())
             .map_err(|error| BusError::new(ErrorKind::Invalid, format!("the Kafka client refuses its settings: {error}")))?;
-        Ok(Self { producer, topic: Default::default() })
+        Ok(Self { producer: Arc::new(producer), topic: None })
     }
 }
 
@@ -218,7 +218,8 @@ impl KafkaProducer {
         if event.lane >= LANES_MAX {
             return Err(BusError::new(ErrorKind::Bug, format!("lane {} is more than a producer can track", event.lane)));
         }
-        self.name_topic(event.topic)?;
+        self.open_topic(event.topic)?;
+        let (_, topic) = self.topic.as_ref().expect("opened just now");
         let packed = {
             let mut track = self.producer.context().track();
             if let Some(failure) = track.failure() {
@@ -228,14 +229,13 @@ impl KafkaProducer {
             track.begin(event.lane, event.position)
         };
         let message = RawOutgoing {
-            topic: &self.topic.1,
             partition: event.partition,
             time: millis_of(event),
             key: event.key,
             value: event.value,
             opaque: packed as usize,
         };
-        let Err(code) = produce(self.producer.client(), &message, headers) else { return Ok(true) };
+        let Err(code) = produce(topic, &message, headers) else { return Ok(true) };
         self.producer.context().track().take_back(event.lane);
         if code == RDKafkaErrorCode::QueueFull {
             return Ok(false);
@@ -263,13 +263,14 @@ impl KafkaProducer {
         }
     }
 
-    /// Keeps the last topic's name as the client wants it, since events come in long runs for one topic.
-    fn name_topic(&mut self, topic: &str) -> Result<(), BusError> {
-        if self.topic.0 != topic {
-            let name =
-                CString::new(topic).map_err(|_| BusError::new(ErrorKind::Invalid, format!("topic {topic:?}: no topic name")))?;
-            self.topic = (topic.to_owned(), name);
+    fn open_topic(&mut self, name: &str) -> Result<(), BusError> {
+        if self.topic.as_ref().is_some_and(|(open, _)| open == name) {
+            return Ok(());
         }
+        let refused = |why: String| BusError::new(ErrorKind::Invalid, format!("topic {name:?}: {why}"));
+        let text = CString::new(name).map_err(|_| refused("no topic name".to_owned()))?;
+        let topic = Topic::new(&self.producer, &text).map_err(|code| refused(code.to_string()))?;
+        self.topic = Some((name.to_owned(), topic));
         Ok(())
     }
 }

@@ -107,8 +107,8 @@ pub fn archive_job(job: &str, object: &str) -> Path {
 }
 
 /// A replay in progress that holds on to a version of a table.
-pub fn archive_pin(pin: &Uuid) -> Path {
-    key(&format!("_archive/pins/{pin}.json"))
+pub fn archive_pin(holder: &str) -> Path {
+    key(&format!("_archive/pins/{}.json", escape(holder)))
 }
 
 fn key(text: &str) -> Path {

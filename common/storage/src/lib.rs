@@ -7,6 +7,7 @@ pub mod archive;
 pub mod ids;
 pub mod layout;
 pub mod log;
+pub mod pins;
 pub mod probe;
 pub mod schema;
 pub mod segment;

@@ -21,6 +21,7 @@ use super::{chance, for_machines, job_failed, open_archive, planner_failed, syst
 use crate::cli::RunArgs;
 use crate::config::Config;
 use crate::cursor::{Cursor, State};
+use crate::hold::Hold;
 use crate::job::{Claim, JobError, Jobs, StoredPlan};
 use crate::metrics;
 use crate::pacer::Limits;
@@ -205,10 +206,16 @@ impl Session {
                     counters: Arc::clone(&counters),
                     shutdown: shutdown.clone(),
                 };
+                let hold = Hold::new(&self.archive.store, &job, &plan, &self.clock);
+                let is_held = hold.set().await;
                 let (ended, cursor) = tokio::select! {
                     ended = replay.run(cursor) => ended,
+                    () = hold.keep(is_held) => unreachable!("it holds for ever"),
                     () = follow(self.show, job.clone(), plan.totals.events, counters, Arc::clone(&self.clock)) => unreachable!("it follows for ever"),
                 };
+                if matches!(ended, Ok(Ended::Completed)) {
+                    hold.release().await;
+                }
                 (ended.map_err(replay_failed), cursor)
             }
         };

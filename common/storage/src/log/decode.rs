@@ -46,7 +46,9 @@ struct Lines {
     txns: Vec<wire::Txn>,
     removes: Vec<Removed>,
     segments: Vec<SegmentRef>,
-    rewrite: bool,
+    /// Whether some segment holds rows that are new, and whether some holds rows that were there before.
+    adds_new: bool,
+    adds_moved: bool,
 }
 
 impl Lines {
@@ -60,12 +62,12 @@ impl Lines {
                 false
             }
             Action::Remove(remove) => {
-                self.rewrite = true;
                 self.removes.push(removed(remove));
                 false
             }
             Action::Add(add) => {
-                self.rewrite |= !add.data_change;
+                self.adds_new |= add.data_change;
+                self.adds_moved |= !add.data_change;
                 self.segments.push(segment(&add)?);
                 false
             }
@@ -86,9 +88,12 @@ impl Lines {
         };
         let record = Record { advances: advances(&ours)?, segments: self.segments };
         check_txns(&record, &self.txns)?;
-        let checked =
-            if self.rewrite { record::check_advances(&record).map_err(RecordError::Broken) } else { record::check(&record) };
-        checked?;
+        let rewrite = self.adds_moved || !self.removes.is_empty() || !ours.sweep.is_empty();
+        if !rewrite {
+            record::check(&record)?;
+        } else if self.adds_new || !record.advances.is_empty() {
+            return Err(RecordError::Broken("it archives events and rewrites others at once".to_owned()));
+        }
         Ok(LogRecord {
             header: Header {
                 timestamp_ms: info.timestamp,
@@ -101,7 +106,7 @@ impl Lines {
             removes: self.removes,
             sweep: ours.sweep,
             genesis,
-            rewrite: self.rewrite,
+            rewrite,
             hash,
         })
     }

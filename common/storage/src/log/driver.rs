@@ -23,6 +23,7 @@ use super::checkpoint::{Written, newest, write_checkpoint};
 use super::genesis::{Genesis, Writers};
 use super::protocol::{Call, Goal, Identity, Known, Moment, Protocol, ProtocolError, Reply, Settled, Step, Tally};
 use super::record;
+use super::rewrite::{self, Rewrite, Rewritten};
 use super::state::LogState;
 use super::tail::LogReader;
 use crate::ids::fresh_uuid;
@@ -154,6 +155,32 @@ impl TableLog {
     /// What is known of the log.
     pub fn state(&self) -> &LogState {
         &self.known.state
+    }
+
+    /// Catches up with the log; answers the number of its newest record. Waits out an absent store, without end.
+    pub async fn catch_up(&mut self) -> Result<u64, CommitError> {
+        self.run(Goal::CatchUp).await?;
+        Ok(self.version())
+    }
+
+    /// See [`LogState::watch`]. What is given was read at [`Self::version`].
+    pub fn watch(&mut self, live: impl IntoIterator<Item = String>, unknown: impl IntoIterator<Item = String>) {
+        self.known.state.watch(live, unknown);
+    }
+
+    /// Makes `rewrite` true, or learns that it can not be. What it touches is watched. Waits out an absent store, without end.
+    /// If the call is dropped the record may still land.
+    pub async fn rewrite(&mut self, rewrite: &Rewrite) -> Result<Rewritten, CommitError> {
+        let checked = rewrite::check(rewrite).map_err(|error| error.to_string());
+        checked.map_err(|what| self.failed(StoreError::new(ErrorKind::Bug, what)))?;
+        let (settled, _) = self.run(Goal::Rewrite(rewrite)).await?;
+        let Settled::Rewritten(rewritten) = settled else {
+            return Err(self.failed(StoreError::new(ErrorKind::Bug, "a rewrite ended without an outcome")));
+        };
+        if let Rewritten::Committed { version } = rewritten {
+            self.begin_checkpoint(version);
+        }
+        Ok(rewritten)
     }
 
     /// Waits for a checkpoint that is being written in the background, if there is one.

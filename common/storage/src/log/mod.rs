@@ -1,6 +1,6 @@
 //! The table log: numbered records in the bucket, and nothing else, decide what is archived.
 //!
-//! [`record`] is the exact text of a record, [`state`] what a log of them means, [`protocol`] how one more is added
+//! [`record`] is the exact text of a record, [`rewrite`] of those that move or take out what is there, [`state`] what a log of them means, [`protocol`] how one more is added
 //! (pure), [`driver`] the same against a real store, [`checkpoint`] its shortcut, [`view`] what readers see,
 //! [`verify`] the proof that all of it holds.
 
@@ -11,6 +11,7 @@ pub mod genesis;
 mod paths;
 pub mod protocol;
 pub mod record;
+pub mod rewrite;
 pub mod state;
 mod tail;
 pub mod verify;

@@ -15,6 +15,7 @@ use tapedeck_common::{ErrorKind, Timestamp};
 
 use super::genesis::Genesis;
 use super::record::{self, Header, RecordError};
+use super::rewrite::{self, Rewrite, Rewritten};
 use super::state::LogState;
 
 const WAIT_FIRST: Duration = Duration::from_millis(100);
@@ -77,6 +78,8 @@ pub enum Settled {
     CaughtUp,
     /// The record was accepted, or refused for good.
     Appended(Outcome),
+    /// The rewrite was accepted, or refused for good.
+    Rewritten(Rewritten),
 }
 
 /// The moment of a step, handed in.
@@ -116,6 +119,9 @@ pub enum Goal<'a> {
     Begin(&'a Genesis),
     /// One more record. It has passed [`record::check`].
     Append(&'a Record),
+    /// A record that moves or takes out what is there. It has passed [`rewrite::check`], and what it touches is watched
+    /// ([`LogState::watch`]).
+    Rewrite(&'a Rewrite),
 }
 
 /// Who writes, and under which fresh id.
@@ -185,7 +191,7 @@ impl<'a> Protocol<'a> {
         };
         let step = match goal {
             // Whoever appends has caught up a moment ago; should it be longer, the create will tell.
-            Goal::Append(_) if known.state.tip().is_some() => work.at_tip(known, now)?,
+            Goal::Append(_) | Goal::Rewrite(_) if known.state.tip().is_some() => work.at_tip(known, now)?,
             _ => work.read_on(known, now),
         };
         Ok((work, step))
@@ -308,22 +314,37 @@ impl<'a> Protocol<'a> {
                 self.body = record::encode_genesis(&self.header(known, now), genesis).into();
                 Ok(self.call(Call::Create(0, self.body.clone()), now))
             }
-            Goal::Append(record) => self.fence_and_create(known, record, now),
+            Goal::Append(record) => {
+                Self::check_begun(known)?;
+                let stale = known.state.fence(record);
+                if !stale.is_empty() {
+                    return Ok(Step::Done(Settled::Appended(Outcome::Stale(stale))));
+                }
+                self.create(known, |header| record::encode(header, record), now)
+            }
+            Goal::Rewrite(rewrite) => {
+                Self::check_begun(known)?;
+                let moved = known.state.fence_rewrite(rewrite);
+                if !moved.is_empty() {
+                    return Ok(Step::Done(Settled::Rewritten(Rewritten::Moved(moved))));
+                }
+                self.create(known, |header| rewrite::encode(header, rewrite), now)
+            }
         }
     }
 
-    fn fence_and_create(&mut self, known: &Known, record: &Record, now: Moment) -> Result<Step, ProtocolError> {
-        let version = known.state.next_version();
-        if version == 0 {
-            let source = RecordError::Broken("it is missing: the table was never begun".to_owned());
-            return Err(ProtocolError { version, source });
+    fn check_begun(known: &Known) -> Result<(), ProtocolError> {
+        if known.state.tip().is_some() {
+            return Ok(());
         }
-        let stale = known.state.fence(record);
-        if !stale.is_empty() {
-            return Ok(Step::Done(Settled::Appended(Outcome::Stale(stale))));
-        }
-        self.body = record::encode(&self.header(known, now), record).into();
-        Ok(self.call(Call::Create(version, self.body.clone()), now))
+        let source = RecordError::Broken("it is missing: the table was never begun".to_owned());
+        Err(ProtocolError { version: 0, source })
+    }
+
+    /// The fence is passed: sends the record under the next number.
+    fn create(&mut self, known: &Known, encode: impl FnOnce(&Header) -> Vec<u8>, now: Moment) -> Result<Step, ProtocolError> {
+        self.body = encode(&self.header(known, now)).into();
+        Ok(self.call(Call::Create(known.state.next_version(), self.body.clone()), now))
     }
 
     fn header(&self, known: &Known, now: Moment) -> Header {
@@ -343,6 +364,7 @@ impl<'a> Protocol<'a> {
         }
         match (self.goal, self.committed) {
             (Goal::Append(_), Some(version)) => Ok(Step::Done(Settled::Appended(Outcome::Committed { version }))),
+            (Goal::Rewrite(_), Some(version)) => Ok(Step::Done(Settled::Rewritten(Rewritten::Committed { version }))),
             _ => Ok(Step::Done(Settled::CaughtUp)),
         }
     }

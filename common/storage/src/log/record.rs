@@ -10,6 +10,7 @@ use tapedeck_common::commit::{Advance, Record, SegmentLane, SegmentRef};
 use tapedeck_common::{LaneId, Timestamp};
 
 use super::genesis::Genesis;
+use super::rewrite::Rewrite;
 use super::wire::{self, Action};
 
 pub use super::decode::decode;
@@ -125,7 +126,7 @@ pub fn encode(header: &Header, record: &Record) -> Vec<u8> {
     text
 }
 
-fn push(text: &mut Vec<u8>, action: &Action) {
+pub(super) fn push(text: &mut Vec<u8>, action: &Action) {
     serde_json::to_writer(&mut *text, action).expect("plain data always serialises");
     text.push(b'\n');
 }
@@ -157,7 +158,14 @@ fn commit_info(header: &Header, record: &Record, operation: &str) -> wire::Commi
     }
 }
 
-fn add(segment: &SegmentRef) -> wire::Add {
+/// As [`commit_info`], for a record in which no lane advances.
+pub(super) fn rewrite_info(header: &Header, rewrite: &Rewrite) -> wire::CommitInfo {
+    let info = commit_info(header, &Record::default(), rewrite.operation.as_str());
+    let tapedeck = info.tapedeck.map(|tapedeck| wire::Tapedeck { sweep: rewrite.sweep.clone(), ..tapedeck });
+    wire::CommitInfo { is_blind_append: false, tapedeck, ..info }
+}
+
+pub(super) fn add(segment: &SegmentRef) -> wire::Add {
     let stats = serde_json::to_string(&stats(segment)).expect("plain data always serialises");
     wire::Add {
         path: segment.path.clone(),

@@ -10,6 +10,7 @@ use tapedeck_common::{LaneId, Position, Timestamp};
 
 use super::genesis::Genesis;
 use super::record::{LogRecord, RecordError, Removed};
+use super::rewrite::Rewrite;
 
 /// The newest record that was applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +67,15 @@ impl Segments {
     }
 }
 
+/// What has become of a watched path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// No record names it.
+    Unknown,
+    Live,
+    Removed,
+}
+
 /// The state of one table's log.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LogState {
@@ -75,6 +85,7 @@ pub struct LogState {
     last_updated_ms: BTreeMap<LaneId, i64>,
     swept: BTreeSet<String>,
     segments: Option<Segments>,
+    watched: BTreeMap<String, Standing>,
     /// More live segments than this are not held: then none are.
     segments_max: Option<usize>,
 }
@@ -154,6 +165,22 @@ impl LogState {
         self.segments.as_ref()
     }
 
+    /// Follows from now on what becomes of these paths, and of no others: of segments that are live at the tip, and of files that
+    /// no record up to the tip names. What a rewrite may touch must be watched, so that it can be fenced without knowing all segments.
+    pub fn watch(&mut self, live: impl IntoIterator<Item = String>, unknown: impl IntoIterator<Item = String>) {
+        let live = live.into_iter().map(|path| (path, Standing::Live));
+        self.watched = live.chain(unknown.into_iter().map(|path| (path, Standing::Unknown))).collect();
+    }
+
+    /// The paths of `rewrite` that do not stand where it wants them, or are not watched.
+    pub fn fence_rewrite(&self, rewrite: &Rewrite) -> Vec<String> {
+        let stands = |path: &String, wanted: Standing| self.watched.get(path) == Some(&wanted);
+        let removes = rewrite.removes.iter().filter(|path| !stands(path, Standing::Live));
+        let sweep = rewrite.sweep.iter().filter(|path| !stands(path, Standing::Unknown));
+        let swept = rewrite.adds.iter().map(|segment| &segment.path).filter(|path| self.swept.contains(*path));
+        removes.chain(sweep).chain(swept).cloned().collect()
+    }
+
     /// Applies the next record.
     pub fn apply(&mut self, record: &LogRecord) -> Result<(), RecordError> {
         let version = self.next_version();
@@ -194,6 +221,13 @@ impl LogState {
         let swept = record.record.segments.iter().find(|segment| self.swept.contains(&segment.path));
         if let Some(segment) = swept {
             return Err(broken(version, &format!("it adds {}, which was swept", segment.path)));
+        }
+        let removed = record.removes.iter().map(|removed| (&removed.path, Standing::Removed));
+        let added = record.record.segments.iter().map(|segment| (&segment.path, Standing::Live));
+        for (path, standing) in removed.chain(added) {
+            if let Some(watched) = self.watched.get_mut(path) {
+                *watched = standing;
+            }
         }
         let Some(segments) = &mut self.segments else { return Ok(()) };
         segments.check(record).map_err(|what| broken(version, &what))?;

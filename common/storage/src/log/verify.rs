@@ -93,6 +93,8 @@ pub struct LaneReport {
     pub skipped: u64,
     /// Positions lost, as its gaps say.
     pub lost: u64,
+    /// Rows of hours that were taken out by a policy.
+    pub expired: u64,
     /// Positions that never held an event for us: control records, aborted or compacted events.
     pub empty: u64,
     /// Its gaps.
@@ -165,10 +167,11 @@ pub async fn verify_table(store: &Store, table: &str, options: &VerifyOptions) -
     if let Some(above) = checkpoint.filter(|checkpoint| *checkpoint > newest) {
         find_cut(&reader, newest, above, &mut ledger).await?;
     }
+    ledger.check_rows();
     let live = ledger.live_in_commit_order();
     let chosen: Vec<_> = live.iter().filter(|(_, segment)| overlaps(segment, options.times)).cloned().collect();
     let objects = chosen.len() as u64;
-    let looked = objects::look(store, table, chosen, options).await?;
+    let looked = objects::look(store, table, chosen, &ledger.rewritten, options).await?;
     let mut findings = ledger.findings;
     findings.extend(looked.findings);
     Ok(TableReport {

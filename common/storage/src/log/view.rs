@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use tapedeck_common::commit::{Checkpoint, GapCause};
 use tapedeck_common::{ErrorKind, LaneId, Span, Timestamp};
 
-use super::record::LogRecord;
+use super::record::{LogRecord, Removed};
 use super::state::{LiveSegment, LogState};
 use super::tail::{LogReader, Start};
 use crate::store::{Store, StoreError};
@@ -60,6 +60,8 @@ pub struct TableView {
     pub committed_at: Timestamp,
     /// The segments, by hour, topic and path.
     pub segments: Vec<LiveSegment>,
+    /// Segments that were taken out and whose files may still lie there, by path.
+    pub removed: BTreeMap<String, Removed>,
     /// Where each lane stands.
     pub positions: Checkpoint,
     /// Gaps, in the log's order.
@@ -96,6 +98,7 @@ impl TableView {
             version: tip.version,
             committed_at: tip.at,
             segments,
+            removed: state.segments().map(|segments| segments.removed.clone()).unwrap_or_default(),
             positions: state.positions().clone(),
             history_from: notes.commits.first().map_or(tip.version + 1, |commit| commit.version),
             gaps: notes.gaps,

@@ -34,6 +34,7 @@ pub struct EventBatch {
     times: ScalarBuffer<i64>,
     partitions: ScalarBuffer<i32>,
     positions: ScalarBuffer<i64>,
+    archived_at: Option<ScalarBuffer<i64>>,
     payload: Option<Payload>,
     headers: Option<Pairs<BinaryViewArray>>,
 }
@@ -91,7 +92,8 @@ impl EventBatch {
             let (names, values) = pair_columns(list.values().as_struct());
             Pairs { ends: list.offsets().clone(), names, values: values.as_binary_view().clone() }
         });
-        Ok(Self { times, partitions, positions, payload, headers })
+        let archived_at = column("archived_at").map(|times| times.as_primitive::<TimestampMicrosecondType>().values().clone());
+        Ok(Self { times, partitions, positions, archived_at, payload, headers })
     }
 
     /// How many events.
@@ -108,6 +110,12 @@ impl EventBatch {
     pub fn place(&self, row: usize) -> (i32, Position, Timestamp) {
         let position = Position::from_i64(self.positions[row]).expect("checked when the batch was made");
         (self.partitions[row], position, Timestamp::from_micros(self.times[row]))
+    }
+
+    /// When an event was archived. Panics if that was not read.
+    pub fn archived_at(&self, row: usize) -> Timestamp {
+        let times = self.archived_at.as_ref().expect("it is only asked for where the scan reads it");
+        Timestamp::from_micros(times[row])
     }
 
     /// An event. Panics if only places were read.

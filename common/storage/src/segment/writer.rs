@@ -55,7 +55,8 @@ pub struct SegmentWriter {
     topic: Arc<str>,
     source: Arc<str>,
     window: Window,
-    archived_at: Timestamp,
+    /// When all rows were archived; `None` if each block says so.
+    archived_at: Option<Timestamp>,
     options: WriterOptions,
     /// `None` until the first row: an idle writer costs nothing.
     file: Option<SerializedFileWriter<PartSink>>,
@@ -73,30 +74,45 @@ impl fmt::Debug for SegmentWriter {
 impl SegmentWriter {
     /// A segment for events of `topic` in the hour `window`, all of lanes of `source`.
     pub fn new(topic: Arc<str>, source: Arc<str>, window: Window, archived_at: Timestamp, options: &WriterOptions) -> Self {
+        Self::begin(topic, source, window, Some(archived_at), options)
+    }
+
+    /// A segment for rows that were archived before, at different moments: [`Self::write_merged`] takes them.
+    pub fn merging(topic: Arc<str>, source: Arc<str>, window: Window, options: &WriterOptions) -> Self {
+        Self::begin(topic, source, window, None, options)
+    }
+
+    fn begin(topic: Arc<str>, source: Arc<str>, window: Window, archived_at: Option<Timestamp>, options: &WriterOptions) -> Self {
         let (file, group, stats) = (None, None, Stats::default());
         Self { topic, source, window, archived_at, options: options.clone(), file, group, group_raw_bytes: 0, stats }
     }
 
     /// Encodes blocks of lanes, by partition, and gives the emptied columns back. Blocks of one partition keep their order.
     /// Panics if the positions of a lane do not grow over the whole segment, or an event belongs to another hour.
-    pub fn write_chunk(&mut self, mut blocks: Vec<(i32, Columns)>) -> Vec<Columns> {
+    pub fn write_chunk(&mut self, blocks: Vec<(i32, Columns)>) -> Vec<Columns> {
+        let archived_at = self.archived_at.expect("a merging writer is told with each block");
+        self.write_merged(blocks.into_iter().map(|(partition, block)| (partition, archived_at, block)).collect())
+    }
+
+    /// As [`Self::write_chunk`], each block with the moment at which its rows were archived.
+    pub fn write_merged(&mut self, mut blocks: Vec<(i32, Timestamp, Columns)>) -> Vec<Columns> {
         // Stable, so that a lane's blocks stay in their order.
-        blocks.sort_by_key(|(partition, _)| *partition);
+        blocks.sort_by_key(|(partition, ..)| *partition);
         let codecs = Arc::clone(&self.options.codecs);
         let mut codec = codecs.take();
-        for (partition, block) in &blocks {
+        for (partition, archived_at, block) in &blocks {
             self.stats.add(self.window, *partition, block);
-            self.write_block(&mut codec, *partition, block);
+            self.write_block(&mut codec, *partition, *archived_at, block);
         }
         codecs.give_back(codec);
-        let emptied = |(_, mut block): (i32, Columns)| {
+        let emptied = |(_, _, mut block): (i32, Timestamp, Columns)| {
             block.clear();
             block
         };
         blocks.into_iter().map(emptied).collect()
     }
 
-    fn write_block(&mut self, codec: &mut Codec, partition: i32, block: &Columns) {
+    fn write_block(&mut self, codec: &mut Codec, partition: i32, archived_at: Timestamp, block: &Columns) {
         let mut at = 0;
         let row_bytes = (block.memory_bytes() / block.len().max(1)).max(1);
         while at < block.len() {
@@ -106,7 +122,7 @@ impl SegmentWriter {
                 let plan = GroupPlan::of(block, self.options.row_group_bytes, self.options.key_filter);
                 GroupEncoder::new(plan, &self.source, self.archived_at)
             });
-            group.push(codec, partition, block, at..at + rows);
+            group.push(codec, partition, archived_at, block, at..at + rows);
             at += rows;
             self.group_raw_bytes += rows * row_bytes;
             if self.group_raw_bytes >= self.options.row_group_bytes {

@@ -5,6 +5,7 @@
 //! The ghost in `world` checks every record at the instant at which it lands. That it can see is proved by wrong variants of the
 //! protocol, each of which it must catch.
 
+mod keeper;
 mod world;
 mod writer;
 

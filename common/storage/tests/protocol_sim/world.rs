@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tapedeck_common::commit::Checkpoint;
-use tapedeck_common::{LaneId, Position, Span, Timestamp};
+use tapedeck_common::{LaneId, Position, Timestamp};
 use tapedeck_storage::log::protocol::{Call, Moment};
 use tapedeck_storage::log::record::{self, LogRecord};
 
-use crate::writer::{Writer, Wrong};
+use crate::writer::{Files, Writer, Wrong};
 
 const TIMEOUT_MS: u64 = 30_000;
 const STORM_MS: u64 = 15 * 60_000;
@@ -32,10 +32,12 @@ pub(crate) struct Faults {
     crash: u64,
     moved: u64,
     stale: u64,
+    rewritten: u64,
+    refused: u64,
 }
 
 impl Faults {
-    fn kinds(&mut self) -> [&mut u64; 10] {
+    fn kinds(&mut self) -> [&mut u64; 12] {
         [
             &mut self.lost,
             &mut self.reply_lost,
@@ -47,6 +49,8 @@ impl Faults {
             &mut self.crash,
             &mut self.moved,
             &mut self.stale,
+            &mut self.rewritten,
+            &mut self.refused,
         ]
     }
 
@@ -112,7 +116,7 @@ pub(crate) struct World {
     owners: BTreeMap<i32, usize>,
     /// The store: the records, and which data files exist.
     records: BTreeMap<u64, Bytes>,
-    files: BTreeMap<String, Vec<(LaneId, Span)>>,
+    files: Files,
     files_seen: usize,
     ghost: Ghost,
     trace: blake3::Hasher,
@@ -125,17 +129,15 @@ struct Ghost {
     txn_ids: BTreeSet<String>,
     last_hash: Option<String>,
     live: BTreeSet<String>,
+    /// Every event that is live, and the file that holds it.
+    events: BTreeMap<(LaneId, u64), String>,
+    /// What was ever given up.
+    swept: BTreeSet<String>,
 }
 
 impl Ghost {
     /// I1 to I5, at the instant at which a record lands.
-    fn see(
-        &mut self,
-        version: u64,
-        next: u64,
-        bytes: &[u8],
-        files: &BTreeMap<String, Vec<(LaneId, Span)>>,
-    ) -> Result<(), String> {
+    fn see(&mut self, version: u64, next: u64, bytes: &[u8], files: &Files) -> Result<(), String> {
         if version != next {
             return Err(format!("I1: record {version} lands where {next} was next"));
         }
@@ -162,24 +164,50 @@ impl Ghost {
         Ok(())
     }
 
+    /// What a rewrite takes out was live, and what it gives up was not. Answers the events that it takes out.
+    fn see_removes(&mut self, version: u64, read: &LogRecord) -> Result<BTreeSet<(LaneId, u64)>, String> {
+        for path in &read.sweep {
+            if self.live.contains(path) {
+                return Err(format!("I4: record {version} sweeps a live file"));
+            }
+            self.swept.insert(path.clone());
+        }
+        for removed in &read.removes {
+            if !self.live.remove(&removed.path) {
+                return Err(format!("I9: record {version} removes what is not live"));
+            }
+        }
+        if read.removes.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let gone: BTreeSet<&String> = read.removes.iter().map(|removed| &removed.path).collect();
+        let taken: Vec<_> = self.events.iter().filter(|(_, path)| gone.contains(path)).map(|(event, _)| event.clone()).collect();
+        taken.iter().for_each(|event| drop(self.events.remove(event)));
+        Ok(taken.into_iter().collect())
+    }
+
     /// I3 and I4: the files hold exactly the events of the spans, and exist.
-    fn see_content(
-        &mut self,
-        version: u64,
-        read: &LogRecord,
-        files: &BTreeMap<String, Vec<(LaneId, Span)>>,
-    ) -> Result<(), String> {
+    fn see_content(&mut self, version: u64, read: &LogRecord, files: &Files) -> Result<(), String> {
+        let taken = self.see_removes(version, read)?;
         let mut content = BTreeSet::new();
         for segment in &read.record.segments {
             let file = files.get(&segment.path).ok_or_else(|| format!("I4: record {version}: file missing"))?;
+            if self.swept.contains(&segment.path) {
+                return Err(format!("I4: record {version} brings a swept file to life"));
+            }
             self.live.insert(segment.path.clone());
-            for (lane, span) in file {
+            for (lane, span) in &file.parts {
                 for position in span.from().get()..span.until().get() {
-                    if !content.insert((lane.clone(), position)) {
+                    content.insert((lane.clone(), position));
+                    if self.events.insert((lane.clone(), position), segment.path.clone()).is_some() {
                         return Err(format!("I3: record {version}: {lane}/{position} twice"));
                     }
                 }
             }
+        }
+        if read.rewrite {
+            let same = read.record.segments.is_empty() || content == taken;
+            return if same { Ok(()) } else { Err(format!("I9: record {version} changes the rows")) };
         }
         let advances = read.record.advances.iter().filter(|advance| advance.gap.is_none());
         let wanted: BTreeSet<_> = advances
@@ -193,6 +221,7 @@ impl World {
     pub(crate) fn new(seed: u64, wrong: Option<Wrong>) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let writers = rng.usize(2..=4);
+        let keepers = rng.usize(0..=2);
         let lanes = rng.i32(1..=3);
         // One world in ten is without faults.
         let hostility = if rng.u8(0..10) == 0 { 0 } else { rng.u64(1..=150) };
@@ -206,7 +235,7 @@ impl World {
             answers: Vec::new(),
             hostility,
             faults: Faults::default(),
-            writers: (0..writers).map(|number| Writer::new(number, wrong)).collect(),
+            writers: (0..writers + keepers).map(|number| Writer::new(number, number >= writers, wrong)).collect(),
             owners,
             records: BTreeMap::new(),
             files: BTreeMap::new(),
@@ -312,7 +341,8 @@ impl World {
     fn move_lane(&mut self) {
         self.faults.moved += 1;
         let lane = self.rng.i32(0..self.owners.len() as i32);
-        let new = self.rng.usize(0..self.writers.len());
+        let writers = self.writers.iter().filter(|writer| !writer.keeps).count();
+        let new = self.rng.usize(0..writers);
         let old = self.owners.insert(lane, new).expect("every lane has an owner");
         self.writers[new].lanes.insert(lane);
         // Until then the old owner goes on as a zombie.
@@ -324,9 +354,11 @@ impl World {
     fn advance(&mut self, number: usize, answer: Option<Answer>) -> Result<(), String> {
         let wall = Timestamp::from_micros(1_795_000_000_000_000 + self.now as i64 * 1000);
         let moment = Moment { monotonic: Duration::from_millis(self.now), wall, chance: self.rng.f64() };
-        let mut writer = std::mem::replace(&mut self.writers[number], Writer::new(number, None));
+        let mut writer = std::mem::replace(&mut self.writers[number], Writer::new(number, false, None));
         let next = writer.advance(answer, moment, &mut self.rng, &mut self.files);
         self.faults.stale += std::mem::take(&mut writer.stale);
+        self.faults.rewritten += std::mem::take(&mut writer.rewrites);
+        self.faults.refused += std::mem::take(&mut writer.refused);
         if let Some((version, txn_id)) = writer.acknowledged.take() {
             let landed = self.records.get(&version).and_then(|bytes| record::decode(bytes).ok());
             if landed.is_none_or(|landed| landed.header.txn_id != txn_id) {

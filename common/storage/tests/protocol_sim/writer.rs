@@ -9,7 +9,10 @@ use tapedeck_common::{LaneId, Span, Window};
 use tapedeck_storage::log::genesis::{Genesis, Writers};
 use tapedeck_storage::log::protocol::{Call, Goal, Identity, Known, Moment, Protocol, Reply, Settled, Step};
 use tapedeck_storage::log::record::{self, Header};
+use tapedeck_storage::log::rewrite::{self, Rewrite, Rewritten};
+use tapedeck_storage::log::state::LogState;
 
+use crate::keeper;
 use crate::world::{Answer, lane, start};
 
 /// Protocols that are wrong, most of them published bugs of others.
@@ -29,10 +32,18 @@ pub(crate) enum Wrong {
     RebaseWhenStale,
     /// The store overwrites.
     PlainPut,
+    /// Old files that no record names are deleted, and no record says so.
+    SweepWithoutRecord,
+    /// They are deleted before the record that gives them up.
+    DeleteBeforeSweep,
+    /// A rewrite is sent although what it touches has moved.
+    RewriteUnfenced,
+    /// A writer does not look whether its files were given up.
+    IgnoreSweep,
 }
 
 impl Wrong {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::ExistsIsMine,
         Self::UnknownIsSuccess,
         Self::NoFence,
@@ -40,15 +51,28 @@ impl Wrong {
         Self::DeleteAfterNotFound,
         Self::RebaseWhenStale,
         Self::PlainPut,
+        Self::SweepWithoutRecord,
+        Self::DeleteBeforeSweep,
+        Self::RewriteUnfenced,
+        Self::IgnoreSweep,
     ];
 }
 
-type Files = BTreeMap<String, Vec<(LaneId, Span)>>;
+/// The data files in the store.
+pub(crate) type Files = BTreeMap<String, StoredFile>;
+
+/// One of them: the events that it holds, and when it came.
+#[derive(Debug, Clone)]
+pub(crate) struct StoredFile {
+    pub(crate) parts: Vec<(LaneId, Span)>,
+    pub(crate) born_ms: u64,
+}
 
 struct Work {
     machine: Protocol<'static>,
     txn_id: String,
     record: Option<&'static Record>,
+    rewrite: Option<&'static Rewrite>,
     /// The last answers, for the variants that look at them.
     creating: bool,
     in_doubt: bool,
@@ -57,6 +81,10 @@ struct Work {
 
 pub(crate) struct Writer {
     pub(crate) number: usize,
+    /// A keeper compacts, expires and sweeps, and owns no lanes.
+    pub(crate) keeps: bool,
+    pub(crate) rewrites: u64,
+    pub(crate) refused: u64,
     wrong: Option<Wrong>,
     /// The lanes that it believes to own.
     pub(crate) lanes: BTreeSet<i32>,
@@ -71,16 +99,20 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn new(number: usize, wrong: Option<Wrong>) -> Self {
+    pub(crate) fn new(number: usize, keeps: bool, wrong: Option<Wrong>) -> Self {
+        let state = if keeps { LogState::for_reader() } else { LogState::for_writer() };
         Self {
             number,
+            keeps,
+            rewrites: 0,
+            refused: 0,
             wrong,
             lanes: BTreeSet::new(),
             call: 0,
             committed: 0,
             stale: 0,
             acknowledged: None,
-            known: Known::default(),
+            known: Known { state, ..Known::default() },
             begun: false,
             work: None,
         }
@@ -88,7 +120,8 @@ impl Writer {
 
     /// Dies, and comes back knowing nothing.
     pub(crate) fn restart(&mut self) -> u64 {
-        self.known = Known::default();
+        let state = if self.keeps { LogState::for_reader() } else { LogState::for_writer() };
+        self.known = Known { state, ..Known::default() };
         self.begun = false;
         self.work = None;
         self.call += 1;
@@ -123,7 +156,7 @@ impl Writer {
         work.in_doubt = work.creating && reply != Reply::Created;
         work.creating = false;
         let step = work.machine.step(&mut self.known, reply, now).map_err(|error| error.to_string())?;
-        self.take(work, step, now)
+        self.take(work, step, now, files)
     }
 
     fn reply(&self, work: &Work, answer: Answer) -> Reply {
@@ -139,10 +172,10 @@ impl Writer {
         }
     }
 
-    fn take(&mut self, mut work: Work, step: Step, now: Moment) -> Result<Option<Call>, String> {
+    fn take(&mut self, mut work: Work, step: Step, now: Moment, files: &mut Files) -> Result<Option<Call>, String> {
         let call = match step {
             Step::Call(call) => call,
-            Step::Done(settled) => return Ok(self.settled(work, settled, now)),
+            Step::Done(settled) => return Ok(self.settled(work, settled, now, files)),
         };
         work.creating = matches!(call, Call::Create(..));
         let call = match call {
@@ -155,9 +188,13 @@ impl Writer {
         Ok(Some(call))
     }
 
-    fn settled(&mut self, work: Work, settled: Settled, now: Moment) -> Option<Call> {
+    fn settled(&mut self, work: Work, settled: Settled, now: Moment, files: &mut Files) -> Option<Call> {
         self.begun = true;
-        let Settled::Appended(outcome) = settled else { return None };
+        let outcome = match settled {
+            Settled::Appended(outcome) => outcome,
+            Settled::Rewritten(rewritten) => return self.rewritten(&work, &rewritten, now, files),
+            Settled::CaughtUp => return None,
+        };
         match outcome {
             Outcome::Committed { version } => {
                 self.committed += 1;
@@ -169,6 +206,9 @@ impl Writer {
                 let record = work.record.expect("only appends are refused");
                 match self.wrong {
                     Some(Wrong::NoFence) => Some(self.send_unfenced(record, now)),
+                    Some(Wrong::IgnoreSweep) if lanes.iter().all(|lane| lane.found == lane.expected) => {
+                        Some(self.send_unfenced(record, now))
+                    }
                     Some(Wrong::RebaseWhenStale) => {
                         let mut moved = record.clone();
                         for advance in &mut moved.advances {
@@ -187,27 +227,61 @@ impl Writer {
         }
     }
 
+    fn rewritten(&mut self, work: &Work, rewritten: &Rewritten, now: Moment, files: &mut Files) -> Option<Call> {
+        let rewrite = work.rewrite.expect("only rewrites are rewritten");
+        match rewritten {
+            Rewritten::Committed { version } => {
+                self.rewrites += 1;
+                self.acknowledged = Some((*version, work.txn_id.clone()));
+                keeper::done(rewrite, files);
+                None
+            }
+            Rewritten::Moved(_) if self.wrong == Some(Wrong::RewriteUnfenced) => {
+                let body = rewrite::encode(&self.unfenced_header(now), rewrite);
+                Some(Call::Create(self.known.state.next_version(), body.into()))
+            }
+            Rewritten::Moved(_) => {
+                self.refused += 1;
+                None
+            }
+        }
+    }
+
     fn send_unfenced(&mut self, record: &Record, now: Moment) -> Call {
-        let header = Header {
+        Call::Create(self.known.state.next_version(), record::encode(&self.unfenced_header(now), record).into())
+    }
+
+    fn unfenced_header(&self, now: Moment) -> Header {
+        Header {
             timestamp_ms: now.wall.millis_floor(),
             engine: "tapedeck/sim".to_owned(),
             writer: format!("w{}", self.number),
             txn_id: format!("unfenced-{}-{}", self.number, self.call),
             prev: self.known.state.tip().map(|tip| tip.hash.clone()),
-        };
-        Call::Create(self.known.state.next_version(), record::encode(&header, record).into())
+        }
     }
 
     fn begin(&mut self, now: Moment, rng: &mut fastrand::Rng, files: &mut Files) -> Result<Option<Call>, String> {
         let txn_id = format!("{:016x}", rng.u64(..));
-        let mut record = None;
+        let (mut record, mut rewrite) = (None, None);
+        let now_ms = now.monotonic.as_millis() as u64;
         let goal = if !self.begun {
             Goal::Begin(Box::leak(Box::new(genesis(&txn_id))))
-        } else if self.lanes.is_empty() || rng.u8(0..4) == 0 {
+        } else if rng.u8(0..4) == 0 || (self.lanes.is_empty() && !self.keeps) {
             Goal::CatchUp
+        } else if self.keeps {
+            match keeper::choose(&mut self.known.state, self.wrong, &txn_id, now_ms, rng, files) {
+                None => Goal::CatchUp,
+                Some(chosen) => {
+                    rewrite::check(&chosen).map_err(|error| error.to_string())?;
+                    let chosen: &'static Rewrite = Box::leak(Box::new(chosen));
+                    rewrite = Some(chosen);
+                    Goal::Rewrite(chosen)
+                }
+            }
         } else {
             // Leaked, since the machine borrows its goal; a test may.
-            let batch: &'static Record = Box::leak(Box::new(self.batch(&txn_id, rng, files)));
+            let batch: &'static Record = Box::leak(Box::new(self.batch(&txn_id, now_ms, rng, files)));
             record::check(batch).map_err(|error| error.to_string())?;
             record = Some(batch);
             Goal::Append(batch)
@@ -215,12 +289,12 @@ impl Writer {
         let identity =
             Identity { engine: "tapedeck/sim".to_owned(), writer: format!("w{}", self.number), txn_id: txn_id.clone() };
         let (machine, step) = Protocol::start(goal, identity, &mut self.known, now).map_err(|error| error.to_string())?;
-        let work = Work { machine, txn_id, record, creating: false, in_doubt: false, shift: false };
-        self.take(work, step, now)
+        let work = Work { machine, txn_id, record, rewrite, creating: false, in_doubt: false, shift: false };
+        self.take(work, step, now, files)
     }
 
     /// The next batch of all its lanes from where it last saw them stand; a lane that the log does not know gets its start.
-    fn batch(&self, txn_id: &str, rng: &mut fastrand::Rng, files: &mut Files) -> Record {
+    fn batch(&self, txn_id: &str, now_ms: u64, rng: &mut fastrand::Rng, files: &mut Files) -> Record {
         let positions = self.known.state.positions();
         let mut record = Record::default();
         let mut parts = Vec::new();
@@ -239,7 +313,7 @@ impl Writer {
         }
         if !parts.is_empty() {
             let segment = segment(txn_id, &parts);
-            files.insert(segment.path.clone(), parts);
+            files.insert(segment.path.clone(), StoredFile { parts, born_ms: now_ms });
             record.segments.push(segment);
         }
         record
@@ -250,15 +324,22 @@ fn genesis(id: &str) -> Genesis {
     Genesis { table_id: id.to_owned(), table: "sim".to_owned(), created_ms: 0, writers: Writers::OnlyUs }
 }
 
-fn segment(name: &str, parts: &[(LaneId, Span)]) -> SegmentRef {
+/// What a record says of a file with these parts; those of one lane stand together, in order.
+pub(crate) fn segment(name: &str, parts: &[(LaneId, Span)]) -> SegmentRef {
     let window = Window::of(tapedeck_common::Timestamp::from_micros(1_795_000_000_000_000));
-    let lanes = parts.iter().map(|(lane, span)| SegmentLane {
-        partition: lane.partition,
-        first: span.from(),
-        last: tapedeck_common::Position::new(span.until().get() - 1),
-        rows: span.len(),
-        payload_bytes: span.len() * 100,
-    });
+    let mut lanes: Vec<SegmentLane> = Vec::new();
+    for (lane, span) in parts {
+        let (last, rows) = (tapedeck_common::Position::new(span.until().get() - 1), span.len());
+        match lanes.last_mut().filter(|before| before.partition == lane.partition) {
+            Some(before) => {
+                (before.last, before.rows) = (last, before.rows + rows);
+                before.payload_bytes += rows * 100;
+            }
+            None => {
+                lanes.push(SegmentLane { partition: lane.partition, first: span.from(), last, rows, payload_bytes: rows * 100 })
+            }
+        }
+    }
     SegmentRef {
         path: format!("topic=t/date={}/hour={:02}/{name}.parquet", window.date(), window.hour()),
         source: Arc::clone(&parts[0].0.source),
@@ -271,6 +352,6 @@ fn segment(name: &str, parts: &[(LaneId, Span)]) -> SegmentRef {
         times: (window.start(), window.start()),
         null_keys: 0,
         null_values: 0,
-        lanes: lanes.collect(),
+        lanes,
     }
 }

@@ -2,6 +2,7 @@
 
 mod golden;
 mod kit;
+mod merge;
 mod round_trip;
 mod scan;
 mod upload;

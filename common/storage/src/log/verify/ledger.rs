@@ -1,10 +1,11 @@
 //! Follows the records one by one and notes what does not fit, without ever stopping.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use object_store::path::Path;
 use tapedeck_common::commit::{Advance, Checkpoint, SegmentRef, StaleLane};
-use tapedeck_common::{LaneId, Position};
+use tapedeck_common::{LaneId, Position, Window};
 
 use super::{Finding, FindingKind, GapReport, LaneReport, about};
 use crate::log::record::{self, LogRecord, RecordError};
@@ -21,7 +22,53 @@ pub(super) struct Ledger<'a> {
     /// Live segments by path, with the record that added them.
     pub(super) live: BTreeMap<String, (u64, SegmentRef)>,
     gone: BTreeSet<String>,
+    /// Hours of topics with segments that hold rows of several records.
+    pub(super) rewritten: BTreeSet<Hour>,
     pub(super) findings: Vec<Finding>,
+}
+
+/// One hour of one topic.
+pub(super) type Hour = (Window, Arc<str>);
+
+pub(super) fn hour_of(segment: &SegmentRef) -> Hour {
+    (segment.window, Arc::clone(&segment.topic))
+}
+
+/// The rows that a record moves, per hour and lane: what it takes must be what it gives.
+#[derive(Debug, Default)]
+struct Balance(BTreeMap<(Hour, LaneId), Held>);
+
+/// Rows and payload bytes, and the outermost positions.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Held {
+    taken: (u64, u64),
+    given: (u64, u64),
+    taken_ends: Option<(Position, Position)>,
+    given_ends: Option<(Position, Position)>,
+}
+
+impl Balance {
+    fn out(&mut self, segment: &SegmentRef) {
+        self.count(segment, |held| (&mut held.taken, &mut held.taken_ends));
+    }
+
+    fn back(&mut self, segment: &SegmentRef) {
+        self.count(segment, |held| (&mut held.given, &mut held.given_ends));
+    }
+
+    fn count(&mut self, segment: &SegmentRef, side: impl Fn(&mut Held) -> (&mut (u64, u64), &mut Option<(Position, Position)>)) {
+        for part in &segment.lanes {
+            let lane = LaneId::new(Arc::clone(&segment.source), part.partition);
+            let (sums, ends) = side(self.0.entry((hour_of(segment), lane)).or_default());
+            *sums = (sums.0 + part.rows, sums.1 + part.payload_bytes);
+            let (first, last) = ends.unwrap_or((part.first, part.last));
+            *ends = Some((first.min(part.first), last.max(part.last)));
+        }
+    }
+
+    fn is_even(&self) -> bool {
+        self.0.values().all(|held| held.taken == held.given && held.taken_ends == held.given_ends)
+    }
 }
 
 /// What the records say of one lane.
@@ -33,6 +80,7 @@ pub(super) struct LaneTally {
     rows: u64,
     skipped: u64,
     lost: u64,
+    expired: u64,
     gaps: Vec<GapReport>,
 }
 
@@ -45,6 +93,7 @@ impl LaneTally {
             rows: self.rows,
             skipped: self.skipped,
             lost: self.lost,
+            expired: self.expired,
             empty: self.covered.saturating_sub(self.rows + self.skipped + self.lost),
             gaps: self.gaps,
         }
@@ -61,6 +110,7 @@ impl<'a> Ledger<'a> {
             lanes: BTreeMap::new(),
             live: BTreeMap::new(),
             gone: BTreeSet::new(),
+            rewritten: BTreeSet::new(),
             findings: Vec::new(),
         }
     }
@@ -121,11 +171,21 @@ impl<'a> Ledger<'a> {
         for advance in &read.record.advances {
             self.advance(version, advance);
         }
+        let mut moved = Balance::default();
         for removed in &read.removes {
-            if self.live.remove(&removed.path).is_none() {
-                self.find_in(FindingKind::Segment, version, format!("it removes {}, which is not live", removed.path));
+            match self.live.remove(&removed.path) {
+                None => self.find_in(FindingKind::Segment, version, format!("it removes {}, which is not live", removed.path)),
+                Some((_, segment)) if removed.data_change => self.expire(&segment),
+                Some((_, segment)) => moved.out(&segment),
             }
             self.gone.insert(removed.path.clone());
+        }
+        if read.rewrite {
+            read.record.segments.iter().for_each(|segment| moved.back(segment));
+            if !moved.is_even() {
+                self.find_in(FindingKind::Rows, version, "the segments that it adds hold other rows than those that it removes");
+            }
+            self.rewritten.extend(read.record.segments.iter().map(hour_of));
         }
         for added in &read.record.segments {
             let twice = self.live.insert(added.path.clone(), (version, added.clone())).is_some();
@@ -133,6 +193,33 @@ impl<'a> Ledger<'a> {
                 let table = self.reader.table.clone();
                 self.findings.push(about(FindingKind::Segment, &table, &added.path, format!("record {version} adds it again")));
             }
+        }
+    }
+
+    fn expire(&mut self, segment: &SegmentRef) {
+        for part in &segment.lanes {
+            let lane = LaneId::new(Arc::clone(&segment.source), part.partition);
+            self.lanes.entry(lane).or_default().expired += part.rows;
+        }
+    }
+
+    /// What was archived and has not expired is live: compaction neither loses rows nor makes some.
+    pub(super) fn check_rows(&mut self) {
+        let mut live: BTreeMap<LaneId, u64> = BTreeMap::new();
+        for (_, segment) in self.live.values() {
+            for part in &segment.lanes {
+                *live.entry(LaneId::new(Arc::clone(&segment.source), part.partition)).or_default() += part.rows;
+            }
+        }
+        let mut wrong = Vec::new();
+        for (lane, tally) in &self.lanes {
+            let (held, wanted) = (live.get(lane).copied().unwrap_or(0), tally.rows.saturating_sub(tally.expired));
+            if held != wanted {
+                wrong.push(format!("lane {lane}: its live segments hold {held} rows where the records leave {wanted}"));
+            }
+        }
+        for text in wrong {
+            self.find(FindingKind::Rows, &self.reader.paths.record(self.next.saturating_sub(1)), text);
         }
     }
 

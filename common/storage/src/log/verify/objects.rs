@@ -1,6 +1,6 @@
 //! Looks at the objects of live segments: that each is there in full, and (deep) that it holds exactly what its record says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures::StreamExt;
@@ -11,6 +11,7 @@ use tapedeck_common::error::report;
 use tapedeck_common::event::Header;
 use tapedeck_common::{ErrorKind, LaneId, Timestamp, Window};
 
+use super::ledger::{Hour, hour_of};
 use super::{Finding, FindingKind, VerifyOptions, about};
 use crate::layout;
 use crate::log::record;
@@ -50,6 +51,7 @@ pub(super) async fn look(
     store: &Store,
     table: &str,
     segments: Vec<(u64, SegmentRef)>,
+    rewritten: &BTreeSet<Hour>,
     options: &VerifyOptions,
 ) -> Result<Looked, StoreError> {
     let deep = options.deep;
@@ -66,15 +68,22 @@ pub(super) async fn look(
     let mut looks = futures::stream::iter(looks).buffered(options.objects_at_once.max(1));
     let mut looked = Looked::default();
     let mut seen = SeenRuns::default();
+    let mut seen_in_hours: BTreeMap<Hour, Runs> = BTreeMap::new();
     while let Some(answer) = looks.next().await {
         let (version, segment, answer) = answer?;
         match answer? {
             Answer::Wrong(kind, text) => looked.findings.push(about(kind, table, &segment.path, text)),
             Answer::Fine(content) => {
                 looked.rows_read += content.rows;
-                if let Some(text) = seen.take(version, content) {
-                    looked.findings.push(about(FindingKind::Rows, table, &segment.path, text));
-                }
+                let hour = hour_of(&segment);
+                let twice = if rewritten.contains(&hour) {
+                    let seen = seen_in_hours.entry(hour).or_default();
+                    add_runs(seen, content).map(|event| format!("event {event} lies in another segment of its hour too"))
+                } else {
+                    let twice = seen.take(version, content);
+                    twice.map(|event| format!("event {event} lies in two segments of record {version}"))
+                };
+                looked.findings.extend(twice.map(|text| about(FindingKind::Rows, table, &segment.path, text)));
             }
         }
     }
@@ -219,33 +228,40 @@ fn compare_stats(segment: &SegmentRef, content: &Content) -> Option<String> {
     Some(format!("the log says {said} payload bytes of partition {partition}, it holds {}", bytes(partition)))
 }
 
+/// By lane: first to last of each run.
+type Runs = BTreeMap<LaneId, BTreeMap<u64, u64>>;
+
 /// Positions that segments of the present record hold. Segments of different records cannot meet, since spans tile and each
-/// segment lies within its record's spans.
+/// segment lies within its record's spans, unless they were rewritten: then their hour is looked at as a whole.
 #[derive(Debug, Default)]
 struct SeenRuns {
     version: Option<u64>,
-    /// By lane: first to last of each run.
-    runs: BTreeMap<LaneId, BTreeMap<u64, u64>>,
+    runs: Runs,
 }
 
 impl SeenRuns {
-    /// Adds a segment's positions; says so if another segment of the same record holds one of them too.
+    /// Adds a segment's positions; answers one that another segment of the same record holds too.
     fn take(&mut self, version: u64, content: Content) -> Option<String> {
         if self.version != Some(version) {
             self.runs.clear();
             self.version = Some(version);
         }
-        let mut twice = None;
-        for (lane, runs) in content.runs {
-            let seen = self.runs.entry(lane.clone()).or_default();
-            for (first, last) in runs {
-                let before = seen.range(..=last).next_back();
-                if let Some((_, other)) = before.filter(|(_, other)| **other >= first) {
-                    twice = Some(format!("event {lane}/{} lies in two segments of record {version}", first.max(*other)));
-                }
-                seen.insert(first, last);
-            }
-        }
-        twice
+        add_runs(&mut self.runs, content)
     }
+}
+
+/// Adds a segment's positions; answers one that was there before.
+fn add_runs(all: &mut Runs, content: Content) -> Option<String> {
+    let mut twice = None;
+    for (lane, runs) in content.runs {
+        let seen = all.entry(lane.clone()).or_default();
+        for (first, last) in runs {
+            let before = seen.range(..=last).next_back();
+            if let Some((from, _)) = before.filter(|(_, other)| **other >= first) {
+                twice = Some(format!("{lane}/{}", first.max(*from)));
+            }
+            seen.insert(first, last);
+        }
+    }
+    twice
 }

@@ -76,12 +76,18 @@ impl GroupPlan {
     }
 }
 
+/// When the rows of a row group were archived: a batch knows one moment, a merged segment has those of many.
+enum ArchivedAt {
+    Same(ConstantColumn),
+    Each(NumberColumn),
+}
+
 /// A row group in the making.
 pub(crate) struct GroupEncoder {
     rows: usize,
     event_time: NumberColumn,
     event_time_kind: WordColumn,
-    archived_at: ConstantColumn,
+    archived_at: ArchivedAt,
     source: ConstantColumn,
     source_partition: NumberColumn,
     source_offset: NumberColumn,
@@ -93,7 +99,8 @@ pub(crate) struct GroupEncoder {
 }
 
 impl GroupEncoder {
-    pub(crate) fn new(plan: GroupPlan, source: &str, archived_at: Timestamp) -> Self {
+    /// `archived_at` is that of all rows; `None` if each is told with its rows.
+    pub(crate) fn new(plan: GroupPlan, source: &str, archived_at: Option<Timestamp>) -> Self {
         let schema = parquet_schema();
         let leaf = |leaf: Leaf| schema.column(leaf as usize);
         let strings = |name: Leaf| StringColumn::new(leaf(name), LEVEL_SMALL);
@@ -102,7 +109,10 @@ impl GroupEncoder {
             rows: 0,
             event_time: NumberColumn::new(leaf(Leaf::EventTime), true),
             event_time_kind: WordColumn::new(leaf(Leaf::EventTimeKind), &TIME_KINDS),
-            archived_at: ConstantColumn::number(leaf(Leaf::ArchivedAt), archived_at.micros()),
+            archived_at: match archived_at {
+                Some(at) => ArchivedAt::Same(ConstantColumn::number(leaf(Leaf::ArchivedAt), at.micros())),
+                None => ArchivedAt::Each(NumberColumn::new(leaf(Leaf::ArchivedAt), false)),
+            },
             source: ConstantColumn::text(leaf(Leaf::Source), source),
             source_partition: NumberColumn::new(leaf(Leaf::SourcePartition), true),
             source_offset: NumberColumn::new(leaf(Leaf::SourceOffset), true),
@@ -117,12 +127,22 @@ impl GroupEncoder {
         }
     }
 
-    /// Appends rows of a block of one partition.
-    pub(crate) fn push(&mut self, codec: &mut Codec, partition: i32, block: &Columns, rows: Range<usize>) {
+    /// Appends rows of a block of one partition, archived at one moment.
+    pub(crate) fn push(
+        &mut self,
+        codec: &mut Codec,
+        partition: i32,
+        archived_at: Timestamp,
+        block: &Columns,
+        rows: Range<usize>,
+    ) {
         let mut at = rows.start;
         while at < rows.end {
             let next = at + self.rows_that_fit(block, at..rows.end);
             self.push_rows(partition, block, at..next);
+            if let ArchivedAt::Each(column) = &mut self.archived_at {
+                column.push_repeated(archived_at.micros(), next - at);
+            }
             self.cut_full_pages(codec);
             at = next;
         }
@@ -178,6 +198,11 @@ impl GroupEncoder {
         if self.leader_epoch.open_rows() >= PAGE_ROWS {
             self.leader_epoch.cut(codec, true);
         }
+        if let ArchivedAt::Each(column) = &mut self.archived_at
+            && column.open_rows() >= PAGE_ROWS
+        {
+            column.cut(codec, false);
+        }
     }
 
     fn cut_aligned(&mut self, codec: &mut Codec) {
@@ -191,6 +216,9 @@ impl GroupEncoder {
         self.cut_aligned(codec);
         self.event_time_kind.cut(codec);
         self.leader_epoch.cut(codec, true);
+        if let ArchivedAt::Each(column) = &mut self.archived_at {
+            column.cut(codec, false);
+        }
         for column in self.strings_mut() {
             column.cut(codec);
         }
@@ -247,7 +275,10 @@ impl GroupEncoder {
         };
         append(self.event_time.close(codec));
         append(self.event_time_kind.close(codec));
-        append(self.archived_at.close(codec, rows));
+        append(match self.archived_at {
+            ArchivedAt::Same(column) => column.close(codec, rows),
+            ArchivedAt::Each(column) => column.close(codec),
+        });
         append(self.source.close(codec, rows));
         for column in [self.source_partition, self.source_offset, self.leader_epoch] {
             append(column.close(codec));

@@ -1,0 +1,63 @@
+//! Holds on to what a plan reads: as long as a job may go on, no sweep deletes the files of its segments.
+//!
+//! Promises: the pin is there before the first segment is read, unless the store is away; it outlives a job that pauses or dies by
+//! [`PINNED_FOR`], and goes with one that is complete. Never: delays a replay.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tapedeck_common::Clock;
+use tapedeck_common::error::report;
+use tapedeck_storage::pins::{self, Pin};
+use tapedeck_storage::store::Store;
+use tracing::warn;
+
+use crate::plan::Plan;
+
+/// How long a pin is good for: a job that was paused is resumed within a day, or planned again.
+pub const PINNED_FOR: Duration = Duration::from_secs(24 * 3600);
+
+/// How often it is renewed, and how soon it is tried again.
+const RENEW_EVERY: Duration = Duration::from_secs(600);
+const TRY_AGAIN: Duration = Duration::from_secs(5);
+
+/// One job's hold on the tables of its plan.
+pub struct Hold {
+    store: Store,
+    job: String,
+    plan: Arc<Plan>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Hold {
+    /// A hold that is not set yet.
+    pub fn new(store: &Store, job: &str, plan: &Arc<Plan>, clock: &Arc<dyn Clock>) -> Self {
+        Self { store: store.clone(), job: job.to_owned(), plan: Arc::clone(plan), clock: Arc::clone(clock) }
+    }
+
+    /// Sets or renews the pin; true if it is set.
+    pub async fn set(&self) -> bool {
+        let expires = self.clock.now().micros().saturating_add(PINNED_FOR.as_micros() as i64);
+        let pin = Pin { holder: self.job.clone(), tables: self.plan.tables.clone(), expires_ms: expires / 1_000 };
+        let set = pins::set(&self.store, &self.job, &pin).await;
+        if let Err(error) = &set {
+            warn!(job = self.job, error = %report(error), "the plan's files are not pinned, trying again");
+        }
+        set.is_ok()
+    }
+
+    /// Renews the pin for ever.
+    pub async fn keep(&self, mut is_set: bool) {
+        loop {
+            self.clock.sleep(if is_set { RENEW_EVERY } else { TRY_AGAIN }).await;
+            is_set = self.set().await;
+        }
+    }
+
+    /// Lets go, if the job is complete.
+    pub async fn release(&self) {
+        if let Err(error) = pins::release(&self.store, &self.job).await {
+            warn!(job = self.job, error = %report(&error), "the pin stays until it runs out");
+        }
+    }
+}
