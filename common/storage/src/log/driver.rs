@@ -281,7 +281,7 @@ impl TableLog {
 
     async fn get(&mut self, version: u64) -> Reply {
         if let Some(bytes) = self.ahead.take(version) {
-            return Reply::Found(bytes);
+            return decoded(&bytes);
         }
         let reader = self.reader.clone();
         let versions = version..version + self.ahead.width;
@@ -296,7 +296,7 @@ impl TableLog {
             Ok(found) => {
                 self.trouble.over(&self.options.table);
                 self.ahead.adapt(found.is_some());
-                found.map_or(Reply::NotFound, Reply::Found)
+                found.map_or(Reply::NotFound, |bytes| decoded(&bytes))
             }
             Err(error) => self.unknown("reading the log", &error),
         }
@@ -373,6 +373,13 @@ impl TableLog {
                 Err(error) => warn!(table = %reader.table, version, error = %report(&error), "no checkpoint this time"),
             }
         }));
+    }
+}
+
+fn decoded(bytes: &[u8]) -> Reply {
+    match record::decode(bytes) {
+        Ok(record) => Reply::Found(Arc::new(record)),
+        Err(error) => Reply::Unreadable(error),
     }
 }
 

@@ -5,6 +5,7 @@
 //! success is settled by reading back, so an answer is never guessed; a record is sent only while every lane stands where
 //! it expects (the fence). Never: sends two different bodies for one version, or one body under two versions at once.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +15,7 @@ use tapedeck_common::limits::TIP_TRUSTED_FOR;
 use tapedeck_common::{ErrorKind, Timestamp};
 
 use super::genesis::Genesis;
-use super::record::{self, Header, RecordError};
+use super::record::{self, Header, LogRecord, RecordError};
 use super::rewrite::{self, Rewrite, Rewritten};
 use super::state::LogState;
 
@@ -48,8 +49,10 @@ pub enum Call {
 /// How a call ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
-    /// The record's bytes.
-    Found(Bytes),
+    /// The record.
+    Found(Arc<LogRecord>),
+    /// Something lies there that is no record of ours.
+    Unreadable(RecordError),
     /// There is no such record at this moment.
     NotFound,
     /// The create succeeded.
@@ -168,6 +171,8 @@ pub struct Protocol<'a> {
     waiting_for: Option<Call>,
     /// What is being created: repeated byte for byte until its version exists.
     body: Bytes,
+    /// Its BLAKE3, by which it is known again.
+    body_hash: String,
     /// Set once our record is known to be in the log.
     committed: Option<u64>,
     asked_at: Duration,
@@ -184,6 +189,7 @@ impl<'a> Protocol<'a> {
             phase: Phase::Reading,
             waiting_for: None,
             body: Bytes::new(),
+            body_hash: String::new(),
             committed: None,
             asked_at: now.monotonic,
             backoff: Backoff::new(WAIT_FIRST, WAIT_LONGEST),
@@ -209,7 +215,9 @@ impl<'a> Protocol<'a> {
         }
         match (self.phase, reply) {
             (Phase::Creating, Reply::Created) => {
-                self.apply(known, &self.body.clone())?;
+                let version = known.state.next_version();
+                let ours = record::decode(&self.body).map_err(|source| ProtocolError { version, source })?;
+                self.apply(known, &ours)?;
                 self.settle(known, now)
             }
             (Phase::Creating, _) => {
@@ -217,7 +225,10 @@ impl<'a> Protocol<'a> {
                 self.phase = Phase::Resolving;
                 Ok(self.call(Call::Get(known.state.next_version()), now))
             }
-            (Phase::Reading | Phase::Resolving, Reply::Found(bytes)) => self.found(known, &bytes, now),
+            (Phase::Reading | Phase::Resolving, Reply::Found(record)) => self.found(known, &record, now),
+            (Phase::Reading | Phase::Resolving, Reply::Unreadable(source)) => {
+                Err(ProtocolError { version: known.state.next_version(), source })
+            }
             (Phase::Reading, Reply::NotFound) => {
                 self.check_no_hole(known)?;
                 self.saw_tip(known);
@@ -254,9 +265,9 @@ impl<'a> Protocol<'a> {
         self.call(Call::Get(known.state.next_version()), now)
     }
 
-    fn found(&mut self, known: &mut Known, bytes: &Bytes, now: Moment) -> Result<Step, ProtocolError> {
+    fn found(&mut self, known: &mut Known, record: &LogRecord, now: Moment) -> Result<Step, ProtocolError> {
         self.backoff.reset();
-        let ours = self.apply(known, bytes)?;
+        let ours = self.apply(known, record)?;
         if ours {
             return self.settle(known, now);
         }
@@ -267,13 +278,12 @@ impl<'a> Protocol<'a> {
     }
 
     /// Applies the next record; true if it is ours.
-    fn apply(&mut self, known: &mut Known, bytes: &[u8]) -> Result<bool, ProtocolError> {
+    fn apply(&mut self, known: &mut Known, record: &LogRecord) -> Result<bool, ProtocolError> {
         let version = known.state.next_version();
-        let applied = record::decode(bytes).and_then(|read| known.state.apply(&read));
-        applied.map_err(|source| ProtocolError { version, source })?;
+        known.state.apply(record).map_err(|source| ProtocolError { version, source })?;
         self.saw_tip(known);
         // By its bytes, which name writer and id: stronger than the id alone, should two writers ever draw the same chance.
-        let ours = self.phase != Phase::Reading && self.body == bytes;
+        let ours = self.phase != Phase::Reading && self.body_hash == record.hash;
         if ours {
             self.committed = Some(version);
         }
@@ -311,8 +321,8 @@ impl<'a> Protocol<'a> {
             Goal::CatchUp => Ok(Step::Done(Settled::CaughtUp)),
             Goal::Begin(_) if known.state.tip().is_some() => Ok(Step::Done(Settled::CaughtUp)),
             Goal::Begin(genesis) => {
-                self.body = record::encode_genesis(&self.header(known, now), genesis).into();
-                Ok(self.call(Call::Create(0, self.body.clone()), now))
+                let body = record::encode_genesis(&self.header(known, now), genesis);
+                Ok(self.send(0, body, now))
             }
             Goal::Append(record) => {
                 Self::check_begun(known)?;
@@ -343,8 +353,13 @@ impl<'a> Protocol<'a> {
 
     /// The fence is passed: sends the record under the next number.
     fn create(&mut self, known: &Known, encode: impl FnOnce(&Header) -> Vec<u8>, now: Moment) -> Result<Step, ProtocolError> {
-        self.body = encode(&self.header(known, now)).into();
-        Ok(self.call(Call::Create(known.state.next_version(), self.body.clone()), now))
+        let body = encode(&self.header(known, now));
+        Ok(self.send(known.state.next_version(), body, now))
+    }
+
+    fn send(&mut self, version: u64, body: Vec<u8>, now: Moment) -> Step {
+        (self.body_hash, self.body) = (record::hash(&body), body.into());
+        self.call(Call::Create(version, self.body.clone()), now)
     }
 
     fn header(&self, known: &Known, now: Moment) -> Header {

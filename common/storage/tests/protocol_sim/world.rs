@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -68,7 +69,7 @@ impl Faults {
 /// What the store answers; the writer makes of it what the protocol (or a wrong variant) makes of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Answer {
-    Found(Bytes),
+    Found(Arc<LogRecord>),
     NotFound,
     Created,
     Exists,
@@ -115,11 +116,12 @@ pub(crate) struct World {
     writers: Vec<Writer>,
     owners: BTreeMap<i32, usize>,
     /// The store: the records, and which data files exist.
-    records: BTreeMap<u64, Bytes>,
+    records: BTreeMap<u64, Arc<LogRecord>>,
     files: Files,
     files_seen: usize,
     ghost: Ghost,
-    trace: blake3::Hasher,
+    /// Only where worlds are compared: it costs as much as the world.
+    trace: Option<blake3::Hasher>,
 }
 
 /// What is true, known to nobody inside.
@@ -137,20 +139,19 @@ struct Ghost {
 
 impl Ghost {
     /// I1 to I5, at the instant at which a record lands.
-    fn see(&mut self, version: u64, next: u64, bytes: &[u8], files: &Files) -> Result<(), String> {
+    fn see(&mut self, version: u64, next: u64, read: &LogRecord, files: &Files) -> Result<(), String> {
         if version != next {
             return Err(format!("I1: record {version} lands where {next} was next"));
         }
-        let read = record::decode(bytes).map_err(|error| format!("record {version}: {error}"))?;
         if read.header.prev != self.last_hash {
             return Err(format!("chain: record {version} names another predecessor"));
         }
         if !self.txn_ids.insert(read.header.txn_id.clone()) {
             return Err(format!("I5: the id of record {version} occurs twice"));
         }
-        self.see_advances(version, &read)?;
-        self.see_content(version, &read, files)?;
-        self.last_hash = Some(read.hash);
+        self.see_advances(version, read)?;
+        self.see_content(version, read, files)?;
+        self.last_hash = Some(read.hash.clone());
         Ok(())
     }
 
@@ -241,7 +242,7 @@ impl World {
             files: BTreeMap::new(),
             files_seen: 0,
             ghost: Ghost::default(),
-            trace: blake3::Hasher::new(),
+            trace: None,
             rng,
         };
         for (lane, owner) in world.owners.clone() {
@@ -250,12 +251,20 @@ impl World {
         world
     }
 
+    /// Events of the world so far: requests, answers, wake-ups, crashes.
+    pub(crate) fn events(&self) -> u64 {
+        self.seq
+    }
+
     pub(crate) fn commits(&self) -> u64 {
         self.records.len() as u64
     }
 
-    pub(crate) fn trace(&self) -> String {
-        self.trace.finalize().to_hex().to_string()
+    /// Runs it, and answers what happened.
+    pub(crate) fn trace(&mut self) -> Result<String, String> {
+        self.trace = Some(blake3::Hasher::new());
+        self.run()?;
+        Ok(self.trace.take().map(|trace| trace.finalize().to_hex().to_string()).unwrap_or_default())
     }
 
     /// A storm of faults, then calm in which everybody must get on.
@@ -288,7 +297,9 @@ impl World {
             }
             let Some(Reverse((at, _, event))) = self.events.pop() else { break };
             self.now = at;
-            self.trace.update(format!("{at} {event:?}\n").as_bytes());
+            if let Some(trace) = &mut self.trace {
+                trace.update(format!("{at} {event:?}\n").as_bytes());
+            }
             self.happen(event)?;
         }
         self.now = end;
@@ -360,7 +371,7 @@ impl World {
         self.faults.rewritten += std::mem::take(&mut writer.rewrites);
         self.faults.refused += std::mem::take(&mut writer.refused);
         if let Some((version, txn_id)) = writer.acknowledged.take() {
-            let landed = self.records.get(&version).and_then(|bytes| record::decode(bytes).ok());
+            let landed = self.records.get(&version);
             if landed.is_none_or(|landed| landed.header.txn_id != txn_id) {
                 return Err(format!("I6: writer {number} acknowledges record {version}, which is not its own"));
             }
@@ -476,7 +487,6 @@ impl World {
         }
         let exists = self.records.contains_key(&version);
         if exists && self.wrong == Some(Wrong::PlainPut) {
-            self.records.insert(version, body);
             return Err(format!("I1: record {version} was overwritten"));
         }
         if exists {
@@ -484,8 +494,9 @@ impl World {
             return Ok(Answer::Exists);
         }
         let next = self.records.last_key_value().map_or(0, |(last, _)| last + 1);
-        self.ghost.see(version, next, &body, &self.files)?;
-        self.records.insert(version, body);
+        let read = record::decode(&body).map_err(|error| format!("record {version}: {error}"))?;
+        self.ghost.see(version, next, &read, &self.files)?;
+        self.records.insert(version, Arc::new(read));
         Ok(Answer::Created)
     }
 }

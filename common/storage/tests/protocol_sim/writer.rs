@@ -161,7 +161,7 @@ impl Writer {
 
     fn reply(&self, work: &Work, answer: Answer) -> Reply {
         match answer {
-            Answer::Found(bytes) => Reply::Found(bytes),
+            Answer::Found(record) => Reply::Found(record),
             Answer::NotFound => Reply::NotFound,
             Answer::Created => Reply::Created,
             Answer::Exists if self.wrong == Some(Wrong::ExistsIsMine) => Reply::Created,
