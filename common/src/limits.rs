@@ -59,6 +59,9 @@ pub const TIP_TRUSTED_FOR: Duration = Duration::from_secs(600);
 /// A checkpoint is written each time the log's version passes a multiple of this.
 pub const CHECKPOINT_EVERY: u64 = 100;
 
-/// Live segments up to which a checkpoint is written: it is made in memory, outside the budget, from about a kilobyte each.
-/// Past it none is written, and a log is opened by all records above the last one.
-pub const CHECKPOINT_SEGMENTS_MAX: usize = 200_000;
+/// Segments of a checkpoint's row group: small enough that a plan for one hour reads little, large enough to compress.
+pub const CHECKPOINT_GROUP_ROWS: usize = 10_000;
+
+/// Changed segments that are held while a checkpoint is made, outside the budget, at about half a kilobyte each. There are
+/// more only where no checkpoint was written for long.
+pub const CHECKPOINT_CHANGES_MAX: usize = 50_000;

@@ -81,6 +81,14 @@ pub fn segment_path(topic: &str, window: Window, name: &Uuid) -> String {
     format!("topic={}/date={}/hour={:02}/{name}.parquet", escape(topic), window.date(), window.hour())
 }
 
+/// The hour that stands in a segment's path; `None` where it names none.
+pub fn segment_window(path: &str) -> Option<Window> {
+    let mut folders = path.rsplit('/').skip(1);
+    let (hour, date) = (folders.next()?.strip_prefix("hour=")?, folders.next()?.strip_prefix("date=")?);
+    // Only four-digit years: anything longer would overflow a calendar's arithmetic.
+    (date.len() == 10).then(|| Window::parse(date, hour))?
+}
+
 /// The key of an object of a table, from the table's true name and the path that a record holds.
 pub fn table_object(table: &str, path: &str) -> Path {
     key(&format!("{}/{path}", table_folder(table)))
@@ -177,6 +185,10 @@ mod tests {
         let path = segment_path("a/b", window, &Uuid::nil());
         assert_eq!(path, "topic=a!2Fb/date=2026-11-19/hour=10/00000000-0000-0000-0000-000000000000.parquet");
         assert_eq!(table_object("_t", &path).as_ref(), format!("!5Ft/{path}"));
+        assert_eq!(segment_window(&path), Some(window));
+        for path in ["x.parquet", "date=2026-11-19/hour=24/x", "hour=10/date=2026-11-19/x", "date=99999999999-01-01/hour=1/x"] {
+            assert_eq!(segment_window(path), None, "{path}");
+        }
     }
 
     proptest! {

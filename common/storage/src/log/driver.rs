@@ -3,10 +3,9 @@
 //! Promises: waits out an absent store without end, with jittered waits and a warning now and then; every call has a
 //! deadline; one task commits to one table at a time. Never: decides anything about a record itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,7 +18,7 @@ use tapedeck_common::{Clock, ErrorKind, limits};
 use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
-use super::checkpoint::{Written, newest, write_checkpoint};
+use super::checkpoint::{Found, Shape, newest, write_checkpoint};
 use super::genesis::{Genesis, Writers};
 use super::protocol::{Call, Goal, Identity, Known, Moment, Protocol, ProtocolError, Reply, Settled, Step, Tally};
 use super::record;
@@ -51,8 +50,6 @@ pub struct TableOptions {
     pub writers: Writers,
     /// A checkpoint is written when the version reaches a multiple of this.
     pub checkpoint_every: u64,
-    /// And the table has no more live segments than this.
-    pub checkpoint_segments_max: usize,
 }
 
 impl TableOptions {
@@ -64,7 +61,6 @@ impl TableOptions {
             engine: concat!("tapedeck/", env!("CARGO_PKG_VERSION")).to_owned(),
             writers: Writers::OnlyUs,
             checkpoint_every: limits::CHECKPOINT_EVERY,
-            checkpoint_segments_max: limits::CHECKPOINT_SEGMENTS_MAX,
         }
     }
 }
@@ -102,8 +98,6 @@ pub struct TableLog {
     ahead: ReadAhead,
     trouble: Trouble,
     checkpointing: Option<JoinHandle<()>>,
-    /// Segments only become more, so who has found too many once does not count again.
-    too_many: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for TableLog {
@@ -132,7 +126,6 @@ impl TableLog {
             ahead: ReadAhead::default(),
             trouble: Trouble::default(),
             checkpointing: None,
-            too_many: Arc::default(),
         };
         log.known = log.first_look().await?;
         let genesis = Genesis {
@@ -217,8 +210,9 @@ impl TableLog {
         let look = async {
             let listing = self.reader.list_from_hint(None).await?;
             self.reader.check_top(&listing).await?;
-            let state = newest(&self.reader, &listing, None, LogState::for_writer()).await?;
-            Ok((state, listing.records.last().copied()))
+            let found = newest(&self.reader, &listing, None, &mut BTreeSet::new()).await?;
+            let begun = |Found { tip, genesis, lanes, .. }| LogState::from_checkpoint(tip, genesis, lanes, None);
+            Ok((found.map_or_else(LogState::for_writer, begun), listing.records.last().copied()))
         };
         // A long listing takes several requests, so it may take longer than a call.
         tokio::select! {
@@ -356,21 +350,15 @@ impl TableLog {
     fn begin_checkpoint(&mut self, version: u64) {
         let due = version > 0 && version.is_multiple_of(self.options.checkpoint_every.max(1));
         let is_busy = self.checkpointing.as_ref().is_some_and(|writing| !writing.is_finished());
-        if !due || is_busy || self.too_many.load(Ordering::Relaxed) {
+        if !due || is_busy {
             return;
         }
         let (reader, observer) = (self.reader.clone(), Arc::clone(&self.observer));
-        let (most, too_many) = (self.options.checkpoint_segments_max, Arc::clone(&self.too_many));
         self.checkpointing = Some(tokio::spawn(async move {
-            let written = write_checkpoint(&reader, version, most).await;
-            observer.checkpoint(&reader.table, matches!(written, Ok(Written::Written)));
-            match written {
-                Ok(Written::Written) => {}
-                Ok(Written::TooMany) => {
-                    too_many.store(true, Ordering::Relaxed);
-                    warn!(table = %reader.table, version, most, "no checkpoints any more: the table has too many live segments");
-                }
-                Err(error) => warn!(table = %reader.table, version, error = %report(&error), "no checkpoint this time"),
+            let written = write_checkpoint(&reader, version, Shape::default()).await;
+            observer.checkpoint(&reader.table, written.is_ok());
+            if let Err(error) = written {
+                warn!(table = %reader.table, version, error = %report(&error), "no checkpoint this time");
             }
         }));
     }

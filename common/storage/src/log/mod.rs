@@ -1,17 +1,19 @@
 //! The table log: numbered records in the bucket, and nothing else, decide what is archived.
 //!
-//! [`record`] is the exact text of a record, [`rewrite`] of those that move or take out what is there, [`state`] what a log of them means, [`protocol`] how one more is added
-//! (pure), [`driver`] the same against a real store, [`checkpoint`] its shortcut, [`view`] what readers see,
-//! [`verify`] the proof that all of it holds.
+//! [`record`] is the exact text of a record, [`rewrite`] of those that move or take out what is there, [`state`] what a log of
+//! them means, [`protocol`] how one more is added (pure), [`driver`] the same against a real store, [`checkpoint`] its
+//! shortcut, `snapshot` both as one, [`view`] what readers see, [`verify`] the proof that all of it holds.
 
 pub mod checkpoint;
 mod decode;
 pub mod driver;
 pub mod genesis;
+mod notes;
 mod paths;
 pub mod protocol;
 pub mod record;
 pub mod rewrite;
+mod snapshot;
 pub mod state;
 mod tail;
 pub mod verify;
@@ -23,4 +25,4 @@ pub use paths::LogPaths;
 pub use tail::LogReader;
 
 pub use verify::{VerifyOptions, verify_table};
-pub use view::{History, TableView};
+pub use view::{History, Slice, TableView};

@@ -39,16 +39,38 @@ pub struct Segments {
     pub live: BTreeMap<String, LiveSegment>,
     /// The removed ones, by path, until they are cleaned up.
     pub removed: BTreeMap<String, Removed>,
+    /// Of those, the ones that only the checkpoint below knows as live. `None` where there is none below: then all are here.
+    pub(super) below: Option<BTreeSet<String>>,
 }
 
 impl Segments {
+    /// What records change over a checkpoint, whose own segments stay where they are.
+    pub(super) fn above_checkpoint() -> Self {
+        Self { below: Some(BTreeSet::new()), ..Self::default() }
+    }
+
+    /// One more live segment, as a checkpoint tells of it.
+    pub(super) fn add(&mut self, segment: SegmentRef) {
+        self.live.insert(segment.path.clone(), LiveSegment { segment, version: None });
+    }
+
+    /// How many there are, live and removed.
+    pub(super) fn changes(&self) -> usize {
+        self.live.len() + self.removed.len()
+    }
+
+    /// True if `path` may be taken out: it is here, or may be in the checkpoint below.
+    fn may_remove(&self, path: &str) -> bool {
+        self.live.contains_key(path) || (self.below.is_some() && !self.removed.contains_key(path))
+    }
+
     fn check(&self, record: &LogRecord) -> Result<(), String> {
         let known = |path: &String| self.live.contains_key(path) || self.removed.contains_key(path);
         if let Some(added) = record.record.segments.iter().find(|added| known(&added.path)) {
             return Err(format!("it adds {} a second time", added.path));
         }
         let mut seen = BTreeSet::new();
-        let mut wrong = |removed: &Removed| !self.live.contains_key(&removed.path) || !seen.insert(removed.path.clone());
+        let mut wrong = |removed: &Removed| !self.may_remove(&removed.path) || !seen.insert(removed.path.clone());
         match record.removes.iter().find(|removed| wrong(removed)) {
             Some(removed) => Err(format!("it removes {}, which is not live", removed.path)),
             None => Ok(()),
@@ -57,7 +79,10 @@ impl Segments {
 
     fn apply(&mut self, version: u64, record: &LogRecord) {
         for removed in &record.removes {
-            self.live.remove(&removed.path);
+            let known = self.live.remove(&removed.path).is_some();
+            if let Some(below) = self.below.as_mut().filter(|_| !known) {
+                below.insert(removed.path.clone());
+            }
             self.removed.insert(removed.path.clone(), removed.clone());
         }
         for added in &record.record.segments {
@@ -86,8 +111,6 @@ pub struct LogState {
     swept: BTreeSet<String>,
     segments: Option<Segments>,
     watched: BTreeMap<String, Standing>,
-    /// More live segments than this are not held: then none are.
-    segments_max: Option<usize>,
 }
 
 impl LogState {
@@ -101,26 +124,8 @@ impl LogState {
         Self { segments: Some(Segments::default()), ..Self::default() }
     }
 
-    /// Before record 0, for a reader who would rather have no segments than more than `most`.
-    pub(super) fn for_checkpoint(most: usize) -> Self {
-        Self { segments_max: Some(most), ..Self::for_reader() }
-    }
-
-    /// This state, as modest as `other` is.
-    pub(super) fn within_limits_of(mut self, other: &Self) -> Self {
-        self.segments_max = other.segments_max;
-        self.drop_too_many();
-        self
-    }
-
-    fn drop_too_many(&mut self) {
-        let (segments, most) = (&self.segments, self.segments_max);
-        if segments.as_ref().is_some_and(|segments| most.is_some_and(|most| segments.live.len() > most)) {
-            self.segments = None;
-        }
-    }
-
-    /// The state that a checkpoint tells. `tip` is the record that it stands at.
+    /// The state that a checkpoint tells. `tip` is the record that it stands at; `segments` are none for a writer, and what
+    /// changes from here on for a reader.
     pub(super) fn from_checkpoint(
         tip: Tip,
         genesis: Genesis,
@@ -181,6 +186,11 @@ impl LogState {
         removes.chain(sweep).chain(swept).cloned().collect()
     }
 
+    /// Takes the segments away from here; afterwards this is a state for a writer.
+    pub(super) fn take_segments(&mut self) -> Option<Segments> {
+        self.segments.take()
+    }
+
     /// Applies the next record.
     pub fn apply(&mut self, record: &LogRecord) -> Result<(), RecordError> {
         let version = self.next_version();
@@ -232,7 +242,6 @@ impl LogState {
         let Some(segments) = &mut self.segments else { return Ok(()) };
         segments.check(record).map_err(|what| broken(version, &what))?;
         segments.apply(version, record);
-        self.drop_too_many();
         Ok(())
     }
 

@@ -30,18 +30,30 @@ pub struct LogReader {
 /// What a listing of the log's folder showed, in order.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Listing {
+    /// The version that it began at.
+    pub(super) from: u64,
     pub(super) records: Vec<u64>,
     pub(super) checkpoints: Vec<u64>,
 }
 
-/// Which part of a log to read.
+/// How far to follow a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Start {
-    /// From the newest checkpoint that serves.
-    Checkpoint,
-    /// From record 0.
-    Beginning,
+pub(super) struct Stop {
+    /// At this record, which must exist; or at the tip.
+    pub(super) at: Option<u64>,
+    /// Or sooner, where the state holds so many changes of segments.
+    pub(super) changes_max: usize,
 }
+
+impl Stop {
+    /// At this record, or at the tip, however much there is.
+    pub(super) fn at(at: Option<u64>) -> Self {
+        Self { at, changes_max: usize::MAX }
+    }
+}
+
+/// Takes in each record as it is applied, with its number.
+pub(super) type Seen<'a> = dyn FnMut(u64, &LogRecord) + Send + 'a;
 
 impl LogReader {
     /// Reads the log of `table` in `store`.
@@ -76,7 +88,7 @@ impl LogReader {
     pub(super) async fn list(&self, version: u64) -> Result<Listing, StoreError> {
         let folder = self.paths.folder();
         let mut found = self.store.list_with_offset(Some(folder), &self.paths.just_before(version));
-        let mut listing = Listing::default();
+        let mut listing = Listing { from: version, ..Listing::default() };
         let failed = |error| StoreError::request(format!("cannot list {folder}"), error);
         while let Some(object) = found.try_next().await.map_err(failed)? {
             match self.paths.parse(&object.location) {
@@ -102,27 +114,18 @@ impl LogReader {
         self.list(0).await
     }
 
-    /// Replays the log onto `state` (an empty one) and reports every record that was applied on the way.
-    /// Ends at `at`, which must exist, or at the tip; or where the state drops its segments because they are too many.
-    pub(super) async fn replay(
+    /// Applies the records above `state` and reports each of them. `listing` shows at least what lies above it.
+    pub(super) async fn follow(
         &self,
-        mut state: LogState,
-        start: Start,
-        at: Option<u64>,
-        seen: &mut (dyn FnMut(u64, &LogRecord) + Send),
-    ) -> Result<LogState, StoreError> {
-        let listing = match start {
-            Start::Checkpoint => self.list_from_hint(at).await?,
-            Start::Beginning => self.list(0).await?,
-        };
-        let wants_segments = state.segments().is_some();
-        if start == Start::Checkpoint {
-            state = checkpoint::newest(self, &listing, at, state).await?;
-        }
+        state: &mut LogState,
+        listing: &Listing,
+        stop: Stop,
+        seen: &mut Seen<'_>,
+    ) -> Result<(), StoreError> {
+        let (at, newest) = (stop.at, listing.records.last().copied());
         if at.is_none() {
-            self.check_top(&listing).await?;
+            self.check_top(listing).await?;
         }
-        let newest = listing.records.last().copied();
         if let Some(at) = at.filter(|at| newest.is_some_and(|newest| newest < *at))
             && self.get(at).await?.is_none()
         {
@@ -130,38 +133,35 @@ impl LogReader {
             return Err(StoreError::new(ErrorKind::Invalid, what));
         }
         if let Some(until) = at.or(newest) {
-            self.apply_until(&mut state, until, seen).await?;
-        }
-        if wants_segments && state.segments().is_none() {
-            return Ok(state);
+            self.apply_until(state, until, stop.changes_max, seen).await?;
         }
         // What came after the listing.
         while at.is_none() {
             let version = state.next_version();
             let Some(bytes) = self.get(version).await? else { break };
-            seen(version, &self.apply(&mut state, &bytes)?);
+            seen(version, &self.apply(state, &bytes)?);
         }
         if state.tip().is_none() && self.is_there().await? && self.get(0).await?.is_none() {
             let what = format!("{} is missing, although its folder holds a log", self.paths.record(0));
             return Err(StoreError::new(ErrorKind::Corrupt, format!("table {}: {what}", self.table)));
         }
-        Ok(state)
+        Ok(())
     }
 
     async fn apply_until(
         &self,
         state: &mut LogState,
         until: u64,
-        seen: &mut (dyn FnMut(u64, &LogRecord) + Send),
+        changes_max: usize,
+        seen: &mut Seen<'_>,
     ) -> Result<(), StoreError> {
-        let wants_segments = state.segments().is_some();
         let versions = futures::stream::iter(state.next_version()..=until);
         let mut bodies = versions.map(|version| async move { self.get(version).await }).buffered(READ_AHEAD);
         while let Some(body) = bodies.try_next().await? {
             let version = state.next_version();
             let bytes = body.ok_or_else(|| self.missing(version, until))?;
             seen(version, &self.apply(state, &bytes)?);
-            if wants_segments && state.segments().is_none() {
+            if state.segments().is_some_and(|segments| segments.changes() >= changes_max) {
                 break;
             }
         }

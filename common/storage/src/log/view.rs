@@ -1,30 +1,21 @@
 //! What a reader sees: one version of a table, its segments, positions and gaps.
 //!
 //! Promises: a view is a snapshot that no later commit changes; what is missing is an error, never a shorter list.
-//! Gaps, skipped counts and commit times stand only in the records, so a view knows them from `history_from` on.
+//! Commit times stand only in the records, so a view knows them from `history_from` on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use tapedeck_common::commit::{Checkpoint, GapCause};
-use tapedeck_common::{ErrorKind, LaneId, Span, Timestamp};
+use tapedeck_common::commit::{Checkpoint, SegmentRef};
+use tapedeck_common::error::report;
+use tapedeck_common::{ErrorKind, LaneId, Timestamp};
+use tracing::warn;
 
+pub use super::notes::GapNote;
 use super::record::{LogRecord, Removed};
-use super::state::{LiveSegment, LogState};
-use super::tail::{LogReader, Start};
+use super::snapshot::{Above, Snapshot, Start};
+use super::state::LiveSegment;
+use super::tail::{LogReader, Stop};
 use crate::store::{Store, StoreError};
-
-/// Positions that are lost for ever.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GapNote {
-    /// The lane.
-    pub lane: LaneId,
-    /// What is lost.
-    pub span: Span,
-    /// Why.
-    pub cause: GapCause,
-    /// The record that says so.
-    pub version: u64,
-}
 
 /// One commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,11 +31,41 @@ pub struct CommitNote {
 /// How much of a log to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum History {
-    /// From the newest checkpoint on: quick, and enough for segments and positions.
+    /// From the newest checkpoint on: quick, and enough for everything but commits.
     #[default]
     Recent,
-    /// Every record: also all gaps, skipped counts and commit times.
+    /// Every record: also all commits, and nothing that a checkpoint says.
     Whole,
+}
+
+/// A part of a table: the segments of some topics that may hold events of a stretch of time.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Slice {
+    /// True names of topics; empty means all.
+    pub topics: BTreeSet<String>,
+    /// Events from this time on.
+    pub from: Option<Timestamp>,
+    /// Events before this time.
+    pub until: Option<Timestamp>,
+}
+
+impl Slice {
+    /// True if segments of the topic are in it.
+    pub fn has_topic(&self, topic: &str) -> bool {
+        self.topics.is_empty() || self.topics.contains(topic)
+    }
+
+    /// True if the segment is in it.
+    pub fn holds(&self, segment: &SegmentRef) -> bool {
+        let (first, last) = segment.times;
+        self.has_topic(&segment.topic)
+            && self.from.is_none_or(|from| last >= from)
+            && self.until.is_none_or(|until| first < until)
+    }
+
+    fn is_all(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// One version of one table.
@@ -60,7 +81,7 @@ pub struct TableView {
     pub committed_at: Timestamp,
     /// The segments, by hour, topic and path.
     pub segments: Vec<LiveSegment>,
-    /// Segments that were taken out and whose files may still lie there, by path.
+    /// Segments that were taken out and whose files may still lie there, by path. Only a view of the whole table knows them.
     pub removed: BTreeMap<String, Removed>,
     /// Where each lane stands.
     pub positions: Checkpoint,
@@ -70,27 +91,111 @@ pub struct TableView {
     pub skipped: BTreeMap<LaneId, u64>,
     /// Commits, in the log's order.
     pub commits: Vec<CommitNote>,
-    /// The first record that gaps, skipped counts and commits were read from.
+    /// The first record that commits were read from.
     pub history_from: u64,
 }
 
 impl TableView {
     /// Reads the table at version `at`, or as it is now.
     pub async fn load(store: &Store, table: &str, at: Option<u64>, history: History) -> Result<Self, StoreError> {
+        Self::read(store, table, at, history, &Slice::default()).await
+    }
+
+    /// Reads the table with the segments of `slice` alone. Of a checkpoint only those row groups are fetched whose statistics
+    /// do not rule them out, so this costs what the slice holds and not what the table holds.
+    pub async fn load_matching(store: &Store, table: &str, at: Option<u64>, slice: &Slice) -> Result<Self, StoreError> {
+        Self::read(store, table, at, History::Recent, slice).await
+    }
+
+    /// Adds up all live segments, in no order, in memory that does not grow with the table. The view holds none of them.
+    pub async fn tally<T: Send>(
+        store: &Store,
+        table: &str,
+        at: Option<u64>,
+        begin: impl Fn() -> T,
+        add: impl Fn(&mut T, &SegmentRef) + Sync,
+    ) -> Result<(Self, T), StoreError> {
+        let reader = LogReader::new(store, table);
+        let mut passed_over = BTreeSet::new();
+        loop {
+            let Snapshot { base, mut above } = Snapshot::begin(&reader, Start::Checkpoint, at, &mut passed_over).await?;
+            let mut commits = Vec::new();
+            above.follow(&reader, Stop::at(at), &mut |version, record| commits.push(CommitNote::of(version, record))).await?;
+            let mut sum = begin();
+            let mut below = above.removed_below();
+            let mut take = |segment: SegmentRef| {
+                if !below.remove(&segment.path) {
+                    add(&mut sum, &segment);
+                }
+            };
+            let visited = match &base {
+                Some(base) => base.visit(&reader, &Slice::default(), &mut take).await,
+                None => Ok(()),
+            };
+            let visited = visited.and_then(|()| if below.is_empty() { Ok(()) } else { Err(not_in_it()) });
+            if let Some(version) = damaged(&reader, base.as_ref().map(|base| base.version), visited)? {
+                passed_over.insert(version);
+                continue;
+            }
+            above.segments().live.values().for_each(|live| add(&mut sum, &live.segment));
+            return Ok((Self::of(store, table, above, commits, Vec::new(), BTreeMap::new())?, sum));
+        }
+    }
+
+    async fn read(store: &Store, table: &str, at: Option<u64>, history: History, slice: &Slice) -> Result<Self, StoreError> {
         let reader = LogReader::new(store, table);
         let start = match history {
             History::Recent => Start::Checkpoint,
             History::Whole => Start::Beginning,
         };
-        let mut notes = Notes::default();
-        let mut seen = |version, record: &LogRecord| notes.take(version, record);
-        let state = reader.replay(LogState::for_reader(), start, at, &mut seen).await?;
-        let (Some(tip), Some(genesis)) = (state.tip(), state.genesis()) else {
+        let mut passed_over = BTreeSet::new();
+        loop {
+            let Snapshot { base, mut above } = Snapshot::begin(&reader, start, at, &mut passed_over).await?;
+            let (mut commits, mut segments) = (Vec::new(), Vec::new());
+            let mut seen = |version, record: &LogRecord| commits.push(CommitNote::of(version, record));
+            let mut take = |segment| segments.push(LiveSegment { segment, version: None });
+            let visit = async {
+                match &base {
+                    Some(base) => base.visit(&reader, slice, &mut take).await,
+                    None => Ok(()),
+                }
+            };
+            let (followed, visited) = futures::join!(above.follow(&reader, Stop::at(at), &mut seen), visit);
+            followed?;
+            let mut below = above.removed_below();
+            segments.retain(|live| !below.remove(&live.segment.path));
+            // A slice shows but a part of what was removed.
+            let is_whole = below.is_empty() || !slice.is_all();
+            let visited = visited.and_then(|()| if is_whole { Ok(()) } else { Err(not_in_it()) });
+            let mut removed = BTreeMap::new();
+            let visited = match &base {
+                Some(base) if slice.is_all() && visited.is_ok() => base.visit_removed(&reader, &mut removed).await,
+                _ => visited,
+            };
+            if let Some(version) = damaged(&reader, base.as_ref().map(|base| base.version), visited)? {
+                passed_over.insert(version);
+                continue;
+            }
+            segments.extend(above.segments().live.values().filter(|live| slice.holds(&live.segment)).cloned());
+            if slice.is_all() {
+                removed.extend(above.segments().removed.clone());
+            }
+            return Self::of(store, table, above, commits, segments, removed);
+        }
+    }
+
+    fn of(
+        store: &Store,
+        table: &str,
+        above: Above,
+        commits: Vec<CommitNote>,
+        mut segments: Vec<LiveSegment>,
+        removed: BTreeMap<String, Removed>,
+    ) -> Result<Self, StoreError> {
+        let (Some(tip), Some(genesis)) = (above.state.tip(), above.state.genesis()) else {
             let what = format!("the archive {} has no table {table}", store.url);
             return Err(StoreError::new(ErrorKind::Invalid, what));
         };
-        let live = state.segments().map(|segments| &segments.live);
-        let mut segments: Vec<LiveSegment> = live.into_iter().flat_map(BTreeMap::values).cloned().collect();
         segments.sort_by(|a, b| order(a).cmp(&order(b)));
         Ok(Self {
             table: genesis.table.clone(),
@@ -98,53 +203,39 @@ impl TableView {
             version: tip.version,
             committed_at: tip.at,
             segments,
-            removed: state.segments().map(|segments| segments.removed.clone()).unwrap_or_default(),
-            positions: state.positions().clone(),
-            history_from: notes.commits.first().map_or(tip.version + 1, |commit| commit.version),
-            gaps: notes.gaps,
-            skipped: notes.skipped,
-            commits: notes.commits,
+            removed,
+            positions: above.state.positions().clone(),
+            history_from: commits.first().map_or(tip.version + 1, |commit| commit.version),
+            gaps: above.notes.gaps,
+            skipped: above.notes.skipped,
+            commits,
         })
     }
+}
 
-    /// The segments of `topics` (all, if there are none) that may hold events of `[from, until)`.
-    pub fn select(
-        &self,
-        topics: &[&str],
-        from: Option<Timestamp>,
-        until: Option<Timestamp>,
-    ) -> impl Iterator<Item = &LiveSegment> {
-        self.segments.iter().filter(move |live| {
-            let (first, last) = live.segment.times;
-            (topics.is_empty() || topics.contains(&&*live.segment.topic))
-                && from.is_none_or(|from| last >= from)
-                && until.is_none_or(|until| first < until)
-        })
+/// The checkpoint to pass over, if one was visited in vain.
+fn damaged(reader: &LogReader, version: Option<u64>, visited: Result<(), StoreError>) -> Result<Option<u64>, StoreError> {
+    match visited {
+        Ok(()) => Ok(None),
+        Err(error) if error.kind() == ErrorKind::Corrupt && version.is_some() => {
+            warn!(table = %reader.table, version, error = %report(&error), "checkpoint passed over");
+            Ok(version)
+        }
+        Err(error) => Err(error),
     }
+}
+
+fn not_in_it() -> StoreError {
+    StoreError::new(ErrorKind::Corrupt, "a segment that was removed later is not in it")
 }
 
 fn order(live: &LiveSegment) -> (tapedeck_common::Window, &str, &str) {
     (live.segment.window, &live.segment.topic, &live.segment.path)
 }
 
-#[derive(Default)]
-struct Notes {
-    gaps: Vec<GapNote>,
-    skipped: BTreeMap<LaneId, u64>,
-    commits: Vec<CommitNote>,
-}
-
-impl Notes {
-    fn take(&mut self, version: u64, read: &LogRecord) {
-        for advance in &read.record.advances {
-            if let Some(cause) = advance.gap {
-                self.gaps.push(GapNote { lane: advance.lane.clone(), span: advance.span, cause, version });
-            }
-            if advance.skipped > 0 {
-                *self.skipped.entry(advance.lane.clone()).or_default() += advance.skipped;
-            }
-        }
+impl CommitNote {
+    fn of(version: u64, read: &LogRecord) -> Self {
         let at = Timestamp::from_millis(read.header.timestamp_ms).unwrap_or_default();
-        self.commits.push(CommitNote { version, at, writer: read.header.writer.clone() });
+        Self { version, at, writer: read.header.writer.clone() }
     }
 }

@@ -4,16 +4,13 @@ use std::sync::Arc;
 
 use object_store::ObjectStoreExt;
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaDataReader, ParquetMetaDataWriter};
+use tapedeck_common::ErrorKind;
 use tapedeck_common::commit::{CommitLog, Record};
-use tapedeck_common::{ErrorKind, limits};
 use tapedeck_sim::{Call, Fault, FaultyStore, ManualClock, When};
-use tapedeck_storage::log::checkpoint::write_checkpoint;
-use tapedeck_storage::log::{History, LogPaths, LogReader, TableLog, TableOptions, TableView, VerifyOptions, verify_table};
+use tapedeck_storage::log::{History, LogPaths, TableLog, TableOptions, TableView, VerifyOptions, verify_table};
 use tapedeck_storage::store::Store;
 
 use crate::kit::*;
-
-const MOST: usize = limits::CHECKPOINT_SEGMENTS_MAX;
 
 fn store(faulty: &FaultyStore) -> Store {
     Store::of(Arc::new(faulty.clone()))
@@ -40,7 +37,7 @@ async fn a_checkpoint_says_what_its_records_say() {
         fill(&mut log, partition, 5).await;
     }
     for version in [0, 1, 7, 24] {
-        write_checkpoint(&LogReader::new(&store, TABLE), version, MOST).await.expect("writes");
+        checkpoint(&store, version).await;
         for at in [Some(version), Some(24), None] {
             agree(&store, at).await;
         }
@@ -78,7 +75,7 @@ async fn many_segments_are_many_row_groups_and_writers_read_only_the_first() {
     commit(&mut log, &first(0)).await;
     let segments = (0..25_000).map(|at| segment(&format!("s{at}"), 0, span(at, at + 1), hour(at as i64 % 48)));
     commit(&mut log, &Record { advances: vec![step(0, 0, 25_000)], segments: segments.collect() }).await;
-    write_checkpoint(&LogReader::new(&store(&faulty), TABLE), 2, MOST).await.expect("writes");
+    checkpoint(&store(&faulty), 2).await;
     agree(&store(&faulty), None).await;
 
     let key = LogPaths::of(TABLE).checkpoint(2);
@@ -96,7 +93,7 @@ async fn a_checkpoint_that_cannot_be_read_is_passed_over_and_reported() {
     let (faulty, clock) = (FaultyStore::default(), ManualClock::default());
     let mut log = open(&store(&faulty), &clock, "a").await;
     fill(&mut log, 0, 8).await;
-    write_checkpoint(&LogReader::new(&store(&faulty), TABLE), 6, MOST).await.expect("writes");
+    checkpoint(&store(&faulty), 6).await;
     let (below, key) = (faulty.below(), LogPaths::of(TABLE).checkpoint(6));
     let whole = below.get(&key).await.expect("there").bytes().await.expect("reads");
     let mut flipped = whole.to_vec();
@@ -117,7 +114,7 @@ async fn a_hint_is_only_a_hint() {
     let (faulty, clock) = (FaultyStore::default(), ManualClock::default());
     let mut log = open(&store(&faulty), &clock, "a").await;
     fill(&mut log, 0, 8).await;
-    write_checkpoint(&LogReader::new(&store(&faulty), TABLE), 4, MOST).await.expect("writes");
+    checkpoint(&store(&faulty), 4).await;
     let below = faulty.below();
     for hint in ["{\"version\":7,\"size\":1}", "{\"version\":700,\"size\":1}", "nonsense", "{\"version\":0,\"size\":1}"] {
         below.put(&LogPaths::of(TABLE).hint(), hint.as_bytes().to_vec().into()).await.expect("puts");
@@ -151,7 +148,7 @@ async fn a_checkpoint_that_points_outside_itself_stops_nobody() {
     let mut log = open(&store(&faulty), &clock, "a").await;
     fill(&mut log, 0, 8).await;
     for version in [4, 6] {
-        write_checkpoint(&LogReader::new(&store(&faulty), TABLE), version, MOST).await.expect("writes");
+        checkpoint(&store(&faulty), version).await;
     }
     let (below, key) = (faulty.below(), LogPaths::of(TABLE).checkpoint(6));
     let whole = below.get(&key).await.expect("there").bytes().await.expect("reads");
@@ -167,7 +164,7 @@ async fn a_checkpoint_that_points_outside_itself_stops_nobody() {
         assert!(clock.advance_until(std::time::Duration::from_secs(60), || opening.is_finished()).await, "{offset}: stuck");
         assert_eq!(opening.await.expect("no panic"), 9);
         // The one below serves instead.
-        assert_eq!((fresh.calls(Call::Get, "00004.checkpoint"), fresh.calls(Call::Get, "00003.json")), (2, 0), "{offset}");
+        assert_eq!((fresh.calls(Call::Get, "00004.checkpoint"), fresh.calls(Call::Get, "00003.json")), (1, 0), "{offset}");
     }
 }
 
@@ -178,7 +175,7 @@ async fn a_checkpoint_without_its_record_stops_everybody() {
     let mut log = open(&store, &ManualClock::default(), "a").await;
     fill(&mut log, 0, 8).await;
     for version in [4, 9] {
-        write_checkpoint(&LogReader::new(&store, TABLE), version, MOST).await.expect("writes");
+        checkpoint(&store, version).await;
     }
     for gone in [9, 8, 4] {
         faulty.below().delete(&LogPaths::of(TABLE).record(gone)).await.expect("deletes");
@@ -198,36 +195,8 @@ async fn a_checkpoint_that_may_not_be_read_is_not_passed_over() {
     let faulty = FaultyStore::default();
     let mut log = open(&store(&faulty), &ManualClock::default(), "a").await;
     fill(&mut log, 0, 8).await;
-    write_checkpoint(&LogReader::new(&store(&faulty), TABLE), 4, MOST).await.expect("writes");
+    checkpoint(&store(&faulty), 4).await;
     faulty.inject(When::at(Call::Get).to("checkpoint.parquet"), Fault::Deny);
     let error = TableView::load(&store(&faulty), TABLE, None, History::Recent).await.expect_err("no rights");
     assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
-}
-
-#[tokio::test]
-async fn no_checkpoint_is_written_of_too_many_segments() {
-    let (faulty, clock) = (FaultyStore::default(), ManualClock::default());
-    let options =
-        |writer: &str| TableOptions { checkpoint_every: 5, checkpoint_segments_max: 10, ..TableOptions::of(TABLE, writer) };
-    let mut from = 0;
-    for writer in ["a", "b"] {
-        let mut log = open_with(&store(&faulty), &clock, options(writer)).await;
-        if from == 0 {
-            commit(&mut log, &first(0)).await;
-        }
-        for _ in 0..20 {
-            commit(&mut log, &batch(0, from, from + 10)).await;
-            log.finish_checkpoint().await;
-            from += 10;
-        }
-        let below = Store::of(faulty.below());
-        let there = |version| {
-            let (below, key) = (below.clone(), LogPaths::of(TABLE).checkpoint(version));
-            async move { below.store.head(&key).await.is_ok() }
-        };
-        assert_eq!((there(5).await, there(10).await, there(15).await, there(40).await), (true, true, false, false));
-    }
-    // Each writer counted once, from the newest checkpoint on; the second one also opened from it, with two ranged reads.
-    assert_eq!(faulty.calls(Call::Get, "00010.checkpoint"), 1 + 2 + 1);
-    agree(&store(&faulty), None).await;
 }

@@ -8,7 +8,7 @@ use tapedeck_common::commit::{Appended, CommitLog, GapCause, Record};
 use tapedeck_common::{ErrorKind, Timestamp};
 use tapedeck_sim::ManualClock;
 use tapedeck_storage::log::view::History;
-use tapedeck_storage::log::{LogPaths, TableLog, TableOptions, TableView, VerifyOptions, verify_table};
+use tapedeck_storage::log::{LogPaths, Slice, TableLog, TableOptions, TableView, VerifyOptions, verify_table};
 use tapedeck_storage::store::{Store, StoreOptions, open_store};
 
 use crate::kit::*;
@@ -54,13 +54,14 @@ async fn a_view_is_one_version_and_selects_by_topic_and_time() {
     let late = TableView::load(&store, TABLE, Some(9), History::Recent).await.expect_err("there is no record 9");
     assert!(late.kind() == ErrorKind::Invalid && late.to_string().contains("has no version 9"), "{late}");
 
-    let view = view(&store).await;
-    let chosen = |topics: &[&str], from: Option<Timestamp>, until: Option<Timestamp>| {
-        view.select(topics, from, until).map(|live| live.segment.window).collect::<Vec<_>>()
+    let chosen = async |topics: &[&str], from: Option<Timestamp>, until: Option<Timestamp>| {
+        let slice = Slice { topics: topics.iter().map(ToString::to_string).collect(), from, until };
+        let view = TableView::load_matching(&store, TABLE, None, &slice).await.expect("reads");
+        view.segments.iter().map(|live| live.segment.window).collect::<Vec<_>>()
     };
-    assert_eq!(chosen(&[], None, None), [hour(0), hour(1), hour(2)]);
-    assert_eq!(chosen(&["orders"], Some(hour(1).start()), Some(hour(2).start())), [hour(1)]);
-    assert_eq!(chosen(&["clicks"], None, None), []);
+    assert_eq!(chosen(&[], None, None).await, [hour(0), hour(1), hour(2)]);
+    assert_eq!(chosen(&["orders"], Some(hour(1).start()), Some(hour(2).start())).await, [hour(1)]);
+    assert_eq!(chosen(&["clicks"], None, None).await, []);
 }
 
 #[tokio::test]

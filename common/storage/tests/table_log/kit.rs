@@ -7,7 +7,8 @@ use tapedeck_common::commit::{Advance, Appended, CommitLog, Record, SegmentLane,
 use tapedeck_common::{LaneId, Position, Span, Timestamp, Window};
 use tapedeck_sim::ManualClock;
 use tapedeck_storage::layout;
-use tapedeck_storage::log::{History, TableLog, TableOptions, TableView};
+use tapedeck_storage::log::checkpoint::{Shape, write_checkpoint};
+use tapedeck_storage::log::{History, LogReader, TableLog, TableOptions, TableView};
 use tapedeck_storage::store::Store;
 
 pub(crate) const TABLE: &str = "orders";
@@ -103,6 +104,11 @@ pub(crate) async fn fill(log: &mut TableLog, partition: i32, batches: u64) {
 
 pub(crate) async fn view(store: &Store) -> TableView {
     TableView::load(store, TABLE, None, History::Whole).await.expect("reads")
+}
+
+/// Writes the checkpoint of records 0 to `version`.
+pub(crate) async fn checkpoint(store: &Store, version: u64) {
+    write_checkpoint(&LogReader::new(store, TABLE), version, Shape::default()).await.expect("writes");
 }
 
 /// Puts something of the right size where the segments of `record` say that an object lies.

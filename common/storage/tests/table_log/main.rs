@@ -4,8 +4,10 @@
 mod archive;
 mod checkpoint;
 mod driver;
+mod hand_log;
 mod kit;
 mod probe;
 mod record;
+mod splice;
 mod trouble;
 mod verify;

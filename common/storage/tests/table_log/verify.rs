@@ -7,18 +7,15 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use tapedeck_common::columns::{Columns, EventFields};
 use tapedeck_common::commit::{Advance, GapCause, Record, SegmentRef};
 use tapedeck_common::event::TimeKind;
-use tapedeck_common::{ErrorKind, Position, Timestamp, limits};
+use tapedeck_common::{ErrorKind, Position, Timestamp};
 use tapedeck_sim::{Call, Fault, FaultyStore, ManualClock, When};
 use tapedeck_storage::layout;
-use tapedeck_storage::log::checkpoint::write_checkpoint;
 use tapedeck_storage::log::verify::{FindingKind, TableReport};
-use tapedeck_storage::log::{History, LogPaths, LogReader, TableView, VerifyOptions, verify_table};
+use tapedeck_storage::log::{History, LogPaths, TableView, VerifyOptions, verify_table};
 use tapedeck_storage::segment::{SegmentWriter, WriterOptions};
 use tapedeck_storage::store::Store;
 
 use crate::kit::*;
-
-const MOST: usize = limits::CHECKPOINT_SEGMENTS_MAX;
 
 /// A real segment of positions of one lane, stored.
 async fn stored(store: &Store, name: &str, partition: i32, positions: &[u64]) -> SegmentRef {
@@ -192,13 +189,13 @@ async fn a_store_that_is_away_is_no_finding() {
 async fn records_that_are_gone_at_either_end_are_missed() {
     let (store, below) = table().await;
     let paths = LogPaths::of(TABLE);
-    write_checkpoint(&LogReader::new(&store, TABLE), 4, MOST).await.expect("writes");
+    checkpoint(&store, 4).await;
     below.delete(&paths.record(0)).await.expect("deletes");
     let report = verify(&store, false).await;
     assert_eq!((kinds(&report), report.findings[0].object.as_str()), (vec![FindingKind::Hole], paths.record(0).as_ref()));
     // The newest records are gone, and the checkpoint tells of them.
     let (store, below) = table().await;
-    write_checkpoint(&LogReader::new(&store, TABLE), 4, MOST).await.expect("writes");
+    checkpoint(&store, 4).await;
     for version in [4, 3] {
         below.delete(&paths.record(version)).await.expect("deletes");
         let report = verify(&store, false).await;

@@ -1,4 +1,5 @@
-//! Encodes a state as a checkpoint: everything but adds in the head row group, then the adds by hour and topic.
+//! The rows of a checkpoint as Arrow columns: protocol, metaData and positions; removed segments; live segments.
+//! Promises: the same state gives the same rows. Pure.
 
 use std::sync::Arc;
 
@@ -6,68 +7,29 @@ use arrow::array::{
     Array, ArrayRef, BooleanArray, Date32Array, RecordBatch, StructArray, TimestampMicrosecondArray, new_null_array,
 };
 use arrow::datatypes::Fields;
-use bytes::Bytes;
-use parquet::arrow::ArrowWriter;
-use parquet::basic::{Compression, ZstdLevel};
-use parquet::errors::ParquetError;
-use parquet::file::metadata::KeyValue;
-use parquet::file::properties::WriterProperties;
 use tapedeck_common::commit::SegmentRef;
-use tapedeck_common::error::BoxError;
-use tapedeck_common::{ErrorKind, Timestamp, Window};
+use tapedeck_common::{Timestamp, Window};
 
-use super::MARK;
 use super::columns::{self, ints, lists, longs, maps, texts};
-use crate::log::record;
-use crate::log::state::{LogState, Segments};
-use crate::store::StoreError;
+use crate::log::genesis::Genesis;
+use crate::log::record::{self, Removed};
+use crate::log::state::LogState;
 
-/// Adds of a row group: small enough that a plan for one hour reads little, large enough to compress.
-const ADDS_PER_GROUP: usize = 10_000;
-
-/// An encoded checkpoint.
-pub(super) struct Encoded {
-    pub(super) bytes: Bytes,
-    /// How many actions it holds.
-    pub(super) actions: u64,
+/// Everything but segments. Nothing for a state before record 0.
+pub(super) fn head(state: &LogState) -> Vec<RecordBatch> {
+    let Some(genesis) = state.genesis() else { return Vec::new() };
+    let batches = [("protocol", protocol(genesis)), ("metaData", meta_data(genesis)), ("txn", txns(state))];
+    batches.into_iter().filter(|(_, rows)| !rows.is_empty()).map(|(name, rows)| batch(name, rows)).collect()
 }
 
-pub(super) fn encode(state: &LogState) -> Result<Encoded, StoreError> {
-    encode_rows(state).map_err(|source: BoxError| StoreError {
-        what: "cannot encode a checkpoint".to_owned(),
-        kind: ErrorKind::Bug,
-        source: Some(source),
-    })
+/// Removed segments.
+pub(super) fn removes(removed: &[Removed]) -> RecordBatch {
+    batch("remove", removed_rows(removed))
 }
 
-fn encode_rows(state: &LogState) -> Result<Encoded, BoxError> {
-    let none = Segments::default();
-    let segments = state.segments().unwrap_or(&none);
-    let mut writer = ArrowWriter::try_new(Vec::new(), columns::schema(), Some(properties()?))?;
-    let mut actions = 0;
-    let mut put = |writer: &mut ArrowWriter<Vec<u8>>, name: &str, rows: StructArray| {
-        actions += rows.len() as u64;
-        if rows.is_empty() { Ok(()) } else { writer.write(&batch(name, rows)) }
-    };
-    let genesis = state.genesis().ok_or("a checkpoint needs a record 0")?;
-    put(&mut writer, "protocol", protocol(genesis))?;
-    put(&mut writer, "metaData", meta_data(genesis))?;
-    put(&mut writer, "txn", txns(state))?;
-    put(&mut writer, "remove", removes(segments))?;
-    writer.flush()?;
-    let mut adds: Vec<&SegmentRef> = segments.live.values().map(|live| &live.segment).collect();
-    adds.sort_by(|a, b| (a.window, &a.topic, &a.path).cmp(&(b.window, &b.topic, &b.path)));
-    for group in adds.chunks(ADDS_PER_GROUP) {
-        put(&mut writer, "add", adds_of(group))?;
-        writer.flush()?;
-    }
-    Ok(Encoded { bytes: writer.into_inner()?.into(), actions })
-}
-
-fn properties() -> Result<WriterProperties, ParquetError> {
-    let mark = KeyValue { key: MARK.0.to_owned(), value: Some(MARK.1.to_owned()) };
-    let zstd = Compression::ZSTD(ZstdLevel::try_new(1)?);
-    Ok(WriterProperties::builder().set_compression(zstd).set_key_value_metadata(Some(vec![mark])).build())
+/// Live segments.
+pub(super) fn adds(segments: &[SegmentRef]) -> RecordBatch {
+    batch("add", live_rows(segments))
 }
 
 /// Rows of one kind: their own column, and null in all others.
@@ -87,7 +49,7 @@ fn rows_of(fields: Fields, arrays: Vec<ArrayRef>) -> StructArray {
     StructArray::new(fields, arrays, None)
 }
 
-fn protocol(genesis: &crate::log::genesis::Genesis) -> StructArray {
+fn protocol(genesis: &Genesis) -> StructArray {
     let protocol = genesis.writers.protocol();
     let number = |version: u32| ints([version as i32]);
     rows_of(
@@ -101,7 +63,7 @@ fn protocol(genesis: &crate::log::genesis::Genesis) -> StructArray {
     )
 }
 
-fn meta_data(genesis: &crate::log::genesis::Genesis) -> StructArray {
+fn meta_data(genesis: &Genesis) -> StructArray {
     let meta = genesis.meta_data();
     let format = rows_of(columns::format(), vec![texts([meta.format.provider]), maps(&vec![Vec::new()])]);
     rows_of(
@@ -131,8 +93,8 @@ fn txns(state: &LogState) -> StructArray {
     )
 }
 
-fn removes(segments: &Segments) -> StructArray {
-    let rows = || segments.removed.values();
+fn removed_rows(removed: &[Removed]) -> StructArray {
+    let rows = || removed.iter();
     rows_of(
         columns::remove(),
         vec![
@@ -143,8 +105,8 @@ fn removes(segments: &Segments) -> StructArray {
     )
 }
 
-fn adds_of(segments: &[&SegmentRef]) -> StructArray {
-    let rows = || segments.iter().copied();
+fn live_rows(segments: &[SegmentRef]) -> StructArray {
+    let rows = || segments.iter();
     let map = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<Vec<_>>();
     let partition_values = rows().map(record::partition_values);
     let partition_values = partition_values.map(|v| map(&[("topic", &v.topic), ("date", &v.date), ("hour", &v.hour)])).collect();
@@ -169,7 +131,7 @@ fn adds_of(segments: &[&SegmentRef]) -> StructArray {
     )
 }
 
-fn parsed_partition_values(segments: &[&SegmentRef]) -> StructArray {
+fn parsed_partition_values(segments: &[SegmentRef]) -> StructArray {
     let days = |window: Window| window.start().micros().div_euclid(86_400_000_000) as i32;
     rows_of(
         columns::partition_values(),
@@ -181,9 +143,9 @@ fn parsed_partition_values(segments: &[&SegmentRef]) -> StructArray {
     )
 }
 
-fn parsed_stats(segments: &[&SegmentRef]) -> StructArray {
-    let stats: Vec<_> = segments.iter().map(|segment| record::stats(segment)).collect();
-    let bounds: Vec<_> = segments.iter().map(|segment| record::time_bounds_ms(segment)).collect();
+fn parsed_stats(segments: &[SegmentRef]) -> StructArray {
+    let stats: Vec<_> = segments.iter().map(record::stats).collect();
+    let bounds: Vec<_> = segments.iter().map(record::time_bounds_ms).collect();
     let times = |millis: Vec<Option<i64>>| {
         let micros = millis.into_iter().map(|ms| ms.and_then(Timestamp::from_millis).map(Timestamp::micros));
         Arc::new(TimestampMicrosecondArray::from_iter(micros).with_timezone("UTC"))
