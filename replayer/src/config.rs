@@ -166,3 +166,17 @@ impl Config {
         ClusterSettings { brokers: brokers.to_vec(), client: self.client.clone() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_the_archive_lies_reaches_the_store_as_it_is_written() {
+        let yaml = "archive: { url: az://container/prod, endpoint: https://h, ca_file: /etc/ca.pem }";
+        let loaded = Layers::new().text("test", yaml).load::<RawConfig>().expect("the shape is right");
+        let options = Config::check(&loaded).expect("valid").archive.expect("said");
+        assert_eq!((options.url.as_str(), options.endpoint.as_deref()), ("az://container/prod", Some("https://h")));
+        assert_eq!(options.ca_file, Some(PathBuf::from("/etc/ca.pem")));
+    }
+}

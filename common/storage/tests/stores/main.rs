@@ -5,6 +5,7 @@
 #![allow(clippy::disallowed_methods, reason = "real servers need a real clock")]
 
 mod access;
+mod azure;
 mod faults;
 mod gcs;
 mod kit;

@@ -33,7 +33,7 @@ fn versitygw_keeps_every_promise() {
 
 #[test]
 fn ceph_keeps_every_promise() {
-    if !has("rgw") {
+    if !has("ceph") {
         return;
     }
     let server = RgwServer::start(RgwKind::Rados).expect("the tests need a real Ceph");
@@ -72,7 +72,7 @@ async fn the_suite_holds() {
 /// S5: Ceph's gateway over SQLite takes every conditional write for a plain one, and answers success.
 #[test]
 fn a_real_store_that_ignores_conditions_is_refused() {
-    if !has("rgw") {
+    if !has("ceph") {
         return;
     }
     let server = RgwServer::start(RgwKind::Dbstore).expect("the tests need Ceph's gateway");
