@@ -1,13 +1,16 @@
 #!/bin/bash
-# Makes sure that what a task needs beyond Rust is there: needs.sh [build] [servers] [python] [deny]
+# Makes sure that what a task needs beyond Rust is there: needs.sh [build] [servers] [azurite] [ceph] [python] [deny]
 #
 #   build    what librdkafka is compiled with (C and C++ compilers, make, OpenSSL headers)
-#   servers  Kafka and the S3 server of the tests (Java, Maven, Go)
+#   servers  Kafka and the S3 server of the tests (Java, Maven, Go), and openssl for certificates of tests
+#   azurite  the emulator of Azure (Node.js, npm); 365 MB in the cache
+#   ceph     a real Ceph, from packages of Debian in a root of their own (root, apt); 515 MB in the cache
 #   python   the engines that read an archive back (delta-rs, Polars, DuckDB, Spark), in a venv in the cache
 #   deny     cargo-deny
 #
 # Debian's packages are installed where we are root; otherwise one line names all that is missing. Everything else lands in the
-# cache (TAPEDECK_CACHE, default ~/.cache/tapedeck). Doing it twice does nothing.
+# cache (TAPEDECK_CACHE, default ~/.cache/tapedeck). Doing it twice does nothing. Without arguments: all but azurite and ceph.
+# Code 3 means that this machine cannot hold what was asked for; the last line says why.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
@@ -20,6 +23,9 @@ has() { command -v "$1" >/dev/null 2>&1; }
 go_is_new() { local minor; minor=$("${1:-go}" env GOVERSION 2>/dev/null | sed -n 's/^go1\.\([0-9]*\).*/\1/p'); [ "${minor:-0}" -ge "$go_minimum" ]; }
 has_venv() { has python3 && python3 -c 'import ensurepip, venv' 2>/dev/null; }
 
+cannot() { printf '%s\n' "$*" >&2; exit 3; }
+is_root() { [ "$(id -u)" = 0 ]; }
+
 wants() {
   case $1 in
   build)
@@ -30,7 +36,17 @@ wants() {
   servers)
     has java || want openjdk-17-jre-headless
     has mvn || want maven
+    has openssl || want openssl
     go_is_new || [ -x "$cache/venv-go/bin/go" ] || has_venv || want python3-venv ;;
+  azurite)
+    if ! has node || ! has npm; then
+      is_root && has apt-get || cannot "Node.js and npm are missing (Debian: sudo apt-get install nodejs npm)"
+      want nodejs npm
+    fi ;;
+  ceph)
+    is_root || cannot "Ceph is unpacked and mounted by root only"
+    has apt-get && has dpkg-deb && has unshare || cannot "Ceph comes from Debian's packages: apt-get, dpkg-deb and unshare are needed"
+    [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || cannot "Ceph comes from Debian's packages: their keyring is missing" ;;
   python)
     has java || want openjdk-17-jre-headless
     has mvn || want maven
@@ -44,7 +60,7 @@ install_packages() {
   [ ${#packages[@]} -gt 0 ] || return 0
   local list
   list=$(printf '%s\n' "${packages[@]}" | sort -u | tr '\n' ' ')
-  if ! has apt-get || [ "$(id -u)" != 0 ]; then fail "missing: $list(Debian: sudo apt-get install $list)"; fi
+  if ! has apt-get || ! is_root; then fail "missing: $list(Debian: sudo apt-get install $list)"; fi
   echo "installing: $list"
   export DEBIAN_FRONTEND=noninteractive
   # Unused package lists are cheaper than a failed install because of old ones.
@@ -91,5 +107,11 @@ get_deny() {
 for group; do wants "$group"; done
 install_packages
 for group; do
-  case $group in servers) get_servers ;; python) get_python ;; deny) get_deny ;; esac
+  case $group in
+  servers) get_servers ;;
+  azurite) common/testbed/servers/azurite.sh fetch ;;
+  ceph) common/testbed/servers/rgw.sh fetch ;;
+  python) get_python ;;
+  deny) get_deny ;;
+  esac
 done

@@ -183,18 +183,21 @@ pub struct ConfigFile {
 /// Where an archive lies.
 #[derive(Debug, Args)]
 pub struct Archive {
-    /// s3://bucket/prefix or file:///path.
+    /// s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or file:///path.
     #[arg(value_name = "ARCHIVE", env = "TAPEDECK__ARCHIVE__URL")]
     pub url: String,
-    /// The address of an S3-compatible server.
+    /// The store's address, where it is not the cloud's own.
     #[arg(long, env = "TAPEDECK__ARCHIVE__ENDPOINT")]
     pub endpoint: Option<String>,
-    /// The region of the bucket.
+    /// The region of an S3 bucket.
     #[arg(long, env = "TAPEDECK__ARCHIVE__REGION")]
     pub region: Option<String>,
-    /// Put the bucket into the path instead of the host name. Default: true with an endpoint.
+    /// Put an S3 bucket into the path instead of the host name. Default: true with an endpoint.
     #[arg(long, env = "TAPEDECK__ARCHIVE__PATH_STYLE")]
     pub path_style: Option<bool>,
+    /// A file of certificates (PEM) to trust beside the system's.
+    #[arg(long, value_name = "FILE", env = "TAPEDECK__ARCHIVE__CA_FILE")]
+    pub ca_file: Option<PathBuf>,
 }
 
 /// An engine that reads the archive.

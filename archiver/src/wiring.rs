@@ -1,6 +1,7 @@
 //! Builds the parts from the configuration, lets them run, takes them down in order. No decisions but that order.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -47,6 +48,7 @@ pub fn store_options(archive: &RawArchive) -> StoreOptions {
         endpoint: archive.endpoint.clone(),
         region: archive.region.clone(),
         path_style: archive.path_style,
+        ca_file: archive.ca_file.as_ref().map(PathBuf::from),
     }
 }
 

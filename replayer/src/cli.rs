@@ -80,18 +80,21 @@ pub struct Place {
     /// TAPEDECK__ARCHIVE__URL=s3://bucket/prefix.
     #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The archive: s3://bucket/prefix or file:///path.
+    /// The archive: s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or file:///path.
     #[arg(long, value_name = "URL")]
     pub archive: Option<String>,
-    /// The address of an S3-compatible server.
+    /// The store's address, where it is not the cloud's own.
     #[arg(long, value_name = "URL")]
     pub endpoint: Option<String>,
-    /// The region of the bucket.
+    /// The region of an S3 bucket.
     #[arg(long)]
     pub region: Option<String>,
-    /// Put the bucket into the path instead of the host name. Default: true with an endpoint.
+    /// Put an S3 bucket into the path instead of the host name. Default: true with an endpoint.
     #[arg(long)]
     pub path_style: Option<bool>,
+    /// A file of certificates (PEM) to trust beside the system's.
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: Option<String>,
 }
 
 /// Which events.

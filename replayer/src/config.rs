@@ -3,6 +3,7 @@
 //! Promises: every refusal names where the value was written. Never: connect, or print a secret.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -43,14 +44,17 @@ pub struct RawConfig {
 #[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawArchive {
-    /// `s3://bucket/prefix` or `file:///path`.
+    /// `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix` (or
+    /// `abfss://container@account.dfs.core.windows.net/prefix`) or `file:///path`. Credentials come from the environment.
     pub url: Option<String>,
-    /// The address of an S3-compatible server.
+    /// The store's address, where it is not the cloud's own.
     pub endpoint: Option<String>,
-    /// The region of the bucket.
+    /// The region of an S3 bucket.
     pub region: Option<String>,
-    /// Whether the bucket stands in the path instead of the host name. Default: true with an endpoint.
+    /// Whether an S3 bucket stands in the path instead of the host name. Default: true with an endpoint.
     pub path_style: Option<bool>,
+    /// A file of certificates (PEM) that are trusted beside the system's.
+    pub ca_file: Option<String>,
 }
 
 /// Where replays go.
@@ -120,6 +124,7 @@ impl Config {
             ("archive.endpoint", "--endpoint", place.endpoint.as_deref()),
             ("archive.region", "--region", place.region.as_deref()),
             ("archive.path_style", "--path-style", path_style.as_deref()),
+            ("archive.ca_file", "--ca-file", place.ca_file.as_deref()),
             ("memory.budget", "--memory", memory),
         ];
         for (path, flag, value) in flags {
@@ -145,9 +150,10 @@ impl Config {
             }
             client = kafka.client;
         }
-        let RawArchive { url, endpoint, region, path_style } = archive;
+        let RawArchive { url, endpoint, region, path_style, ca_file } = archive;
+        let ca_file = ca_file.map(PathBuf::from);
         Ok(Self {
-            archive: url.map(|url| StoreOptions { url, endpoint, region, path_style }),
+            archive: url.map(|url| StoreOptions { url, endpoint, region, path_style, ca_file }),
             target: address,
             client,
             memory: usize::try_from(budget).unwrap_or(usize::MAX),
@@ -158,5 +164,19 @@ impl Config {
     /// The settings of a target's cluster.
     pub fn cluster(&self, brokers: &[String]) -> ClusterSettings {
         ClusterSettings { brokers: brokers.to_vec(), client: self.client.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_the_archive_lies_reaches_the_store_as_it_is_written() {
+        let yaml = "archive: { url: az://container/prod, endpoint: https://h, ca_file: /etc/ca.pem }";
+        let loaded = Layers::new().text("test", yaml).load::<RawConfig>().expect("the shape is right");
+        let options = Config::check(&loaded).expect("valid").archive.expect("said");
+        assert_eq!((options.url.as_str(), options.endpoint.as_deref()), ("az://container/prod", Some("https://h")));
+        assert_eq!(options.ca_file, Some(PathBuf::from("/etc/ca.pem")));
     }
 }

@@ -38,8 +38,8 @@ async fn check_store(config: &Config) -> Result<Exit, Failure> {
     let store = open_store(&store_options(&config.archive)).map_err(|error| Failure::new(error.kind(), error))?;
     let clock = SystemClock::new();
     let mut chance = fastrand::Rng::with_seed(clock.now().micros() as u64);
-    probe(&store, &clock, &mut chance).await.map_err(|error| Failure::new(error.kind(), error))?;
-    outln!("store {}: reachable, conditional writes hold", store.url);
+    let probed = probe(&store, &clock, &mut chance).await.map_err(|error| Failure::new(error.kind(), error))?;
+    outln!("store {} ({}): conditional writes hold: {probed}", store.url, store.kind);
     Ok(Exit::Done)
 }
 

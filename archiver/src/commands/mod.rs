@@ -85,6 +85,7 @@ async fn open_archive(archive: &cli::Archive) -> Result<Archive, Failure> {
         endpoint: archive.endpoint.clone(),
         region: archive.region.clone(),
         path_style: archive.path_style,
+        ca_file: archive.ca_file.clone(),
     };
     if let Some(folder) = archive.url.strip_prefix("file://")
         && !Path::new(folder).is_dir()

@@ -90,6 +90,7 @@ fn duckdb(tables: &[SqlTable], store: &SqlStore) -> String {
         }
         sql.push_str(");\n");
     }
+    sql.push_str(duckdb_secret(tables));
     for table in tables {
         let _ = writeln!(sql, "CREATE VIEW {} AS SELECT * FROM delta_scan({});", view_name(&table.name), text(&table.url));
     }
@@ -103,6 +104,20 @@ fn duckdb(tables: &[SqlTable], store: &SqlStore) -> String {
         );
     }
     sql
+}
+
+/// What DuckDB must know to reach a store that is not S3.
+fn duckdb_secret(tables: &[SqlTable]) -> &'static str {
+    match tables.first().and_then(|table| table.url.split_once("://")) {
+        Some(("gs", _)) => {
+            "INSTALL httpfs; LOAD httpfs;\n-- HMAC keys of a service account; DuckDB takes no others for gs://.\n\
+             CREATE SECRET (TYPE gcs, KEY_ID 'GOOG...', SECRET '...');\n"
+        }
+        Some(("az" | "abfss", _)) => {
+            "INSTALL azure; LOAD azure;\nCREATE SECRET (TYPE azure, PROVIDER credential_chain, ACCOUNT_NAME '...');\n"
+        }
+        _ => "",
+    }
 }
 
 fn polars(tables: &[SqlTable], store: &SqlStore) -> String {
@@ -141,8 +156,12 @@ fn spark(tables: &[SqlTable], store: &SqlStore) -> String {
         let _ = writeln!(sql, "-- spark.hadoop.fs.s3a.endpoint={endpoint}\n-- spark.hadoop.fs.s3a.path.style.access=true");
     }
     for table in tables {
-        // Spark's S3 client goes by another scheme for the same address.
-        let url = table.url.replacen("s3://", "s3a://", 1);
+        // Hadoop's clients go by other schemes for the same addresses, and Azure's wants the account in it.
+        let url = match table.url.split_once("://") {
+            Some(("s3", rest)) => format!("s3a://{rest}"),
+            Some(("az", rest)) => format!("abfss://{}", rest.replacen('/', "@ACCOUNT.dfs.core.windows.net/", 1)),
+            _ => table.url.clone(),
+        };
         let _ = writeln!(sql, "CREATE OR REPLACE TEMPORARY VIEW {} AS SELECT * FROM delta.`{url}`;", view_name(&table.name));
     }
     if let Some(table) = tables.first() {
@@ -175,6 +194,20 @@ mod tests {
         ];
         for (engine, part) in cases {
             let text = statements(engine, &tables, &store);
+            assert!(text.contains(part), "{part} is not in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn each_cloud_has_the_scheme_and_the_secret_that_the_engine_wants() {
+        let cases = [
+            (Engine::Duckdb, "gs://bucket/prod/t", "CREATE SECRET (TYPE gcs"),
+            (Engine::Duckdb, "az://container/prod/t", "CREATE SECRET (TYPE azure"),
+            (Engine::Spark, "az://container/prod/t", "delta.`abfss://container@ACCOUNT.dfs.core.windows.net/prod/t`"),
+            (Engine::Spark, "gs://bucket/prod/t", "delta.`gs://bucket/prod/t`"),
+        ];
+        for (engine, url, part) in cases {
+            let text = statements(engine, &[table("t", url)], &SqlStore::default());
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
     }

@@ -35,17 +35,22 @@ pub struct RawConfig {
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawArchive {
-    /// `s3://bucket/prefix` or `file:///path`.
+    /// `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix` (or
+    /// `abfss://container@account.dfs.core.windows.net/prefix`) or `file:///path`. Credentials come from the environment.
     pub url: String,
-    /// The address of an S3-compatible server, for example `http://127.0.0.1:9000`.
+    /// The store's address, where it is not the cloud's own, for example `http://127.0.0.1:9000` of an S3-compatible server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
-    /// The region of the bucket.
+    /// The region of an S3 bucket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
-    /// True puts the bucket into the path instead of the host name. Default: true with an endpoint.
+    /// True puts an S3 bucket into the path instead of the host name. Default: true with an endpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path_style: Option<bool>,
+    /// A file of certificates (PEM) that are trusted beside the system's, for a store behind a certificate authority of one's
+    /// own. A proxy is taken from the environment: HTTPS_PROXY, HTTP_PROXY, NO_PROXY.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<String>,
 }
 
 /// One inflow.

@@ -57,3 +57,11 @@ fn what_may_surprise_is_warned_of() {
     assert_eq!(config.warnings(Some(600 << 20)).len(), 1);
     assert!(config.warnings(Some(2 << 30)).is_empty());
 }
+
+#[test]
+fn where_the_archive_lies_reaches_the_store_as_it_is_written() {
+    let raw = shaped("archive: { url: gs://bucket/prod, endpoint: https://h, ca_file: /etc/ca.pem }\nsources: []");
+    let options = crate::wiring::store_options(&raw.archive);
+    assert_eq!((options.url.as_str(), options.endpoint.as_deref()), ("gs://bucket/prod", Some("https://h")));
+    assert_eq!((options.ca_file, options.region, options.path_style), (Some(PathBuf::from("/etc/ca.pem")), None, None));
+}

@@ -10,7 +10,9 @@
 )]
 
 pub mod admin;
+pub mod azurite_server;
 pub mod events;
+pub mod fault_proxy;
 pub mod kafka_server;
 pub mod leash;
 pub mod oracle;
@@ -19,19 +21,23 @@ pub mod ports;
 pub mod produce;
 pub mod program;
 pub mod read;
+pub mod rgw_server;
 pub mod s3_server;
 mod scripted;
 pub mod slow_link;
 mod wait;
 
 pub use admin::Admin;
+pub use azurite_server::AzuriteServer;
 pub use events::{Event, Generator, Workload};
+pub use fault_proxy::{FaultProxy, HttpFault, Reply, Seen, TestCa, Which};
 pub use kafka_server::{KafkaOptions, KafkaServer, shared_kafka};
 pub use oracle::{Report, Truth};
 pub use plain_s3::{Manners, PlainS3};
 pub use produce::{Loader, Transactions};
 pub use program::{Ended, Program, Running};
 pub use read::{Isolation, Received, read_all, read_each};
+pub use rgw_server::{RgwKind, RgwServer};
 pub use s3_server::{S3Server, shared_s3};
 pub use slow_link::SlowLink;
 pub use wait::wait_until;

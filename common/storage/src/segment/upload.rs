@@ -20,10 +20,18 @@ use tracing::warn;
 
 use super::error::SegmentError;
 use super::parts::HeldParts;
+use crate::store::is_upload_lost;
 
 /// Waits between attempts.
 const WAIT_FIRST: Duration = Duration::from_millis(100);
 const WAIT_LONGEST: Duration = Duration::from_secs(10);
+
+/// Attempts of a step after which the store is asked whether it still knows the upload. One that does not may close the
+/// connection in the middle of a part, so that its answer is never read, or word it as a failure of its own.
+const ASK_AFTER: u32 = 3;
+
+/// The number of the part that asks; no segment has so many. A part that the completion does not name is no part of the object.
+const ASKING_PART: usize = 9_999;
 
 /// A store that stays away is told of this often, not at every attempt.
 const WARN_EVERY: Duration = Duration::from_secs(30);
@@ -127,10 +135,19 @@ impl Patience {
         loop {
             match self.store.parts.put_part(&self.key, &id, number, part.clone()).await {
                 Ok(part) => return Ok(part),
-                Err(error @ Error::NotFound { .. }) => return Err(self.lost("the store forgot its upload", error)),
+                Err(error) if is_upload_lost(&error) => return Err(self.lost("the store forgot its upload", error)),
+                Err(error) if self.backoff.attempts() >= ASK_AFTER && self.is_forgotten(&id).await => {
+                    return Err(self.lost("the store forgot its upload", error));
+                }
                 Err(error) => self.wait("part", &error).await,
             }
         }
+    }
+
+    /// Asks with a part that holds nothing, whose answer is read in any case.
+    async fn is_forgotten(&self, id: &MultipartId) -> bool {
+        let asked = self.store.parts.put_part(&self.key, id, ASKING_PART, PutPayload::new()).await;
+        asked.is_err_and(|error| is_upload_lost(&error))
     }
 
     async fn complete(&mut self, id: &MultipartId, parts: Vec<PartId>, size: u64) -> Result<(), SegmentError> {
@@ -144,7 +161,15 @@ impl Patience {
                     let what = format!("the store holds {found} bytes of {size}");
                     return Err(SegmentError::new(ErrorKind::Stale, self.key.as_ref(), what));
                 }
-                (Err(error @ Error::NotFound { .. }), None) => return Err(self.lost("the store forgot its upload", error)),
+                (Err(error), None) if is_upload_lost(&error) => {
+                    return Err(self.lost("the store forgot its upload", error));
+                }
+                // Ceph answers 500 where it has no such upload. It may be gone because it was completed just now.
+                (Err(error), None) if self.backoff.attempts() >= ASK_AFTER && self.is_forgotten(id).await => {
+                    if self.stored_size().await != Some(size) {
+                        return Err(self.lost("the store forgot its upload", error));
+                    }
+                }
                 (Err(error), None) => self.wait("complete", &error).await,
                 (Ok(_), None) => {
                     let error = Error::Generic { store: "segment", source: "completed, but the store does not have it".into() };

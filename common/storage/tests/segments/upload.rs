@@ -47,6 +47,7 @@ impl Clock for WaitingClock {
 #[derive(Debug)]
 struct Flaky {
     store: Arc<InMemory>,
+    parts: HeldParts,
     chance: std::sync::Mutex<fastrand::Rng>,
     forget_uploads: bool,
 }
@@ -60,7 +61,8 @@ enum Fate {
 impl Flaky {
     fn new(seed: u64, forget_uploads: bool) -> Self {
         let chance = std::sync::Mutex::new(fastrand::Rng::with_seed(seed));
-        Self { store: Arc::new(InMemory::new()), chance, forget_uploads }
+        let store = Arc::new(InMemory::new());
+        Self { parts: HeldParts::new(store.clone()), store, chance, forget_uploads }
     }
 
     fn fate(&self) -> Fate {
@@ -121,22 +123,22 @@ impl ObjectStore for Flaky {
 #[async_trait]
 impl MultipartStore for Flaky {
     async fn create_multipart(&self, key: &Path) -> Result<MultipartId> {
-        self.call(self.store.create_multipart(key)).await
+        self.call(self.parts.create_multipart(key)).await
     }
 
     async fn put_part(&self, key: &Path, id: &MultipartId, number: usize, data: PutPayload) -> Result<PartId> {
-        self.call(self.store.put_part(key, id, number, data)).await
+        self.call(self.parts.put_part(key, id, number, data)).await
     }
 
     async fn complete_multipart(&self, key: &Path, id: &MultipartId, parts: Vec<PartId>) -> Result<PutResult> {
         if self.forget_uploads {
             return Err(Error::NotFound { path: key.to_string(), source: "NoSuchUpload".into() });
         }
-        self.call(self.store.complete_multipart(key, id, parts)).await
+        self.call(self.parts.complete_multipart(key, id, parts)).await
     }
 
     async fn abort_multipart(&self, key: &Path, id: &MultipartId) -> Result<()> {
-        self.store.abort_multipart(key, id).await
+        self.parts.abort_multipart(key, id).await
     }
 }
 

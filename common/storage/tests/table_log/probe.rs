@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -10,12 +10,12 @@ use futures::stream::BoxStream;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode,
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 use tapedeck_common::ErrorKind;
 use tapedeck_sim::{Call, Fault, FaultyStore, ManualClock, When};
-use tapedeck_storage::probe::probe;
+use tapedeck_storage::probe::{Probed, probe};
 use tapedeck_storage::store::{Store, StoreError, StoreOptions, open_store};
 
 /// How a store breaks its promises.
@@ -31,6 +31,8 @@ enum Flaw {
     ListsNothing,
     /// It does not find what it just stored.
     ForgetsForAMoment,
+    /// It lets one change of an object through and puts off the others, for so long.
+    AsksForPatience,
 }
 
 #[derive(Debug)]
@@ -38,6 +40,13 @@ struct Careless {
     below: InMemory,
     flaw: Flaw,
     asked: AtomicBool,
+    changes: AtomicUsize,
+}
+
+impl Careless {
+    fn with(flaw: Flaw) -> Self {
+        Self { below: InMemory::new(), flaw, asked: AtomicBool::new(false), changes: AtomicUsize::new(0) }
+    }
 }
 
 impl fmt::Display for Careless {
@@ -65,6 +74,14 @@ impl ObjectStore for Careless {
                 answer
             }
             Flaw::ListsNothing | Flaw::ForgetsForAMoment => self.below.put_opts(key, body, options).await,
+            Flaw::AsksForPatience => {
+                // The race, and two tries after it.
+                let earlier = self.changes.fetch_add(1, Ordering::Relaxed);
+                if (1..18).contains(&earlier) {
+                    return Err(Error::Generic { store: "paced", source: "429 Too Many Requests: rateLimitExceeded".into() });
+                }
+                self.below.put_opts(key, body, options).await
+            }
         }
     }
 
@@ -96,7 +113,7 @@ impl ObjectStore for Careless {
     }
 }
 
-async fn probed(store: &Store) -> std::result::Result<(), StoreError> {
+async fn probed(store: &Store) -> std::result::Result<Probed, StoreError> {
     probe(store, &ManualClock::default(), &mut fastrand::Rng::with_seed(3)).await
 }
 
@@ -107,7 +124,8 @@ async fn stores_that_keep_the_promises_pass() {
     for store in [Store::of(Arc::new(InMemory::new())), folder] {
         let mut rng = fastrand::Rng::with_seed(3);
         for _ in 0..3 {
-            probe(&store, &ManualClock::default(), &mut rng).await.expect("keeps the promises");
+            let probed = probe(&store, &ManualClock::default(), &mut rng).await.expect("keeps the promises");
+            assert_eq!(probed, Probed { creators: 16, refused: 15, throttled: 0 });
         }
     }
 }
@@ -122,8 +140,7 @@ async fn each_broken_promise_is_refused_by_name() {
         (Flaw::ForgetsForAMoment, "does not find"),
     ];
     for (flaw, part) in cases {
-        let careless = Careless { below: InMemory::new(), flaw, asked: AtomicBool::new(false) };
-        let error = probed(&Store::of(Arc::new(careless))).await.expect_err("refused");
+        let error = probed(&Store::of(Arc::new(Careless::with(flaw)))).await.expect_err("refused");
         assert_eq!(error.kind(), ErrorKind::Invalid, "{flaw:?}: {error}");
         assert!(error.to_string().contains(part), "{flaw:?}: {error}");
     }
@@ -148,4 +165,16 @@ async fn a_store_that_does_not_answer_is_not_called_broken() {
         assert_eq!(error.kind(), kind, "{fault}: {error}");
         assert!(error.to_string().contains(part) && error.to_string().contains("_archive/probe/"), "{error}");
     }
+}
+
+/// S9: Google lets an object be changed about once a second, so most of the race is put off.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_paces_its_clients_is_waited_for_and_passes() {
+    let (store, clock) = (Store::of(Arc::new(Careless::with(Flaw::AsksForPatience))), ManualClock::default());
+    let waits = clock.clone();
+    let probing = tokio::spawn(async move { probe(&store, &waits, &mut fastrand::Rng::with_seed(3)).await });
+    assert!(clock.advance_until(std::time::Duration::from_secs(60), || probing.is_finished()).await, "never settled");
+    let probed = probing.await.expect("no panic").expect("it keeps the promises, slowly");
+    assert_eq!(probed, Probed { creators: 16, refused: 0, throttled: 15 });
+    assert!(probed.to_string().contains("1 won") && probed.to_string().contains("(15 were put off)"), "{probed}");
 }

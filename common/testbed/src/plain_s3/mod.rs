@@ -1,13 +1,14 @@
 //! A store with bad manners, for tests of the start-up probe: S3 in memory that ignores `If-None-Match`, forbids, or fails.
 //!
-//! It answers what a client of an archive asks: PUT, GET with ranges, HEAD, DELETE, lists, multipart uploads. It checks no signature.
+//! It answers what a client of an archive asks: PUT, GET with ranges, HEAD, DELETE, lists, multipart uploads; also from a client
+//! of Google Cloud Storage, whose XML interface differs in the header of a create. It checks no signature.
 //! It must never be taken for a real store: the promises are tested on [`crate::S3Server`].
 
 mod http;
 mod objects;
 
 use std::io::BufReader;
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -53,6 +54,11 @@ impl PlainS3 {
     /// The address, `http://127.0.0.1:port`.
     pub fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.ports.first())
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.ports.first()))
     }
 
     /// Changes its manners from now on.

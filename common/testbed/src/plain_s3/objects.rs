@@ -27,6 +27,10 @@ impl Objects {
             "POST" if has("uploads") => self.begin_upload(&name),
             "POST" if has("uploadId") => self.complete_upload(name, request),
             "POST" if has("delete") => self.delete_many(name.trim_end_matches('/'), request),
+            "DELETE" if has("uploadId") => match self.uploads.remove(&request.query["uploadId"]) {
+                Some(_) => Answer::new(204, ""),
+                None => Answer::error(404, "NoSuchUpload"),
+            },
             "DELETE" => {
                 self.objects.remove(&name);
                 Answer::new(204, "")
@@ -36,7 +40,8 @@ impl Objects {
     }
 
     fn put(&mut self, name: String, request: &Request, keeps_conditions: bool) -> Answer {
-        let create = request.headers.get("if-none-match").is_some_and(|tag| tag == "*");
+        let says = |name: &str, value: &str| request.headers.get(name).is_some_and(|found| found == value);
+        let create = says("if-none-match", "*") || says("x-goog-if-generation-match", "0");
         if create && keeps_conditions && self.objects.contains_key(&name) {
             return Answer::error(412, "PreconditionFailed");
         }
