@@ -220,7 +220,7 @@ impl ChunkReader for Shifted {
 
     fn get_read(&self, start: u64) -> Result<Self::T> {
         use bytes::Buf as _;
-        self.get_bytes(start, 0).and_then(|_| Ok(self.bytes.slice((start - self.start) as usize..).reader()))
+        self.get_bytes(start, 0).map(|_| self.bytes.slice((start - self.start) as usize..).reader())
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
