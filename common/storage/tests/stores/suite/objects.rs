@@ -5,7 +5,7 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use tapedeck_storage::layout;
-use tapedeck_storage::store::{Outcome, Store, classify};
+use tapedeck_storage::store::{Outcome, Store, classify, is_throttled};
 
 use super::{folder, lists_in_order};
 use crate::kit::Given;
@@ -17,9 +17,16 @@ const CREATORS: usize = 8;
 /// More than the thousand that a page of a listing holds.
 const LISTED: usize = 1_040;
 
+/// A create. Whoever is only put off comes again: a cloud may let an object be changed about once a second.
 async fn create(store: &Store, key: &Path, body: &str) -> Result<(), Outcome> {
-    let created = store.store.put_opts(key, Bytes::from(body.to_owned()).into(), PutOptions::from(PutMode::Create)).await;
-    created.map(|_| ()).map_err(|error| classify(&error))
+    loop {
+        let created = store.store.put_opts(key, Bytes::from(body.to_owned()).into(), PutOptions::from(PutMode::Create)).await;
+        match created {
+            Ok(_) => return Ok(()),
+            Err(error) if is_throttled(&error) => tokio::time::sleep(std::time::Duration::from_secs(1)).await,
+            Err(error) => return Err(classify(&error)),
+        }
+    }
 }
 
 async fn read(store: &Store, key: &Path) -> Bytes {
