@@ -81,10 +81,10 @@ impl Keeper<'_> {
         if dry_run {
             return Ok(swept);
         }
+        // All at once, while the log stands where the view was read: what comes to life from here on makes its record be refused.
+        self.log.watch([], found.orphans.iter().map(|(path, _)| path.clone()));
         for chunk in found.orphans.chunks(PATHS_PER_RECORD) {
             let paths: Vec<String> = chunk.iter().map(|(path, _)| path.clone()).collect();
-            // Watched as the view has it: what came to life since then makes the record be refused.
-            self.log.watch([], paths.iter().cloned());
             if self.rewrite(&Rewrite::sweep(paths.clone())).await? {
                 self.delete(&paths).await?;
             } else {
