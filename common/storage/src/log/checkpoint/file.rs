@@ -80,7 +80,7 @@ impl CheckpointFile {
             Some(start) => file.checked(reader, 0, end.bytes.slice(start..start + (place.end - place.start) as usize))?,
             None => file.fetch(reader, 0).await?,
         };
-        let head = file.decode(0, bytes, rows::HEAD, |batches| rows::head(batches)).map_err(|what| file.bad(reader, what))?;
+        let head = file.decode(0, bytes, rows::HEAD, rows::head).map_err(|what| file.bad(reader, what))?;
         Ok(Some((file, head)))
     }
 
@@ -142,7 +142,7 @@ impl CheckpointFile {
 
     /// The removed segments in one row group.
     pub(super) fn removes(&self, group: usize, bytes: Bytes) -> Result<Vec<Removed>, String> {
-        self.decode(group, bytes, rows::REMOVE, |batches| rows::removes(batches))
+        self.decode(group, bytes, rows::REMOVE, rows::removes)
     }
 
     /// The bytes of a row group, checked.
