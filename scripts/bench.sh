@@ -9,7 +9,7 @@
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
-benches=(consume encode archive_e2e read_scan read_range produce replay_e2e)
+benches=(consume encode archive_e2e read_scan read_range plan produce replay_e2e)
 scripts/needs.sh build
 options=()
 case ${1:-} in

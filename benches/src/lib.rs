@@ -6,6 +6,7 @@
 #![allow(clippy::disallowed_methods, reason = "benches measure the real world and its clock")]
 
 pub mod broker;
+pub mod catalog;
 pub mod inflow;
 pub mod meter;
 pub mod outflow;

@@ -1,20 +1,20 @@
 //! Asks the archive for what a plan needs: the tables' logs, and the segments at the edges of the selection.
 //!
-//! Promises: reads metadata only, except segments that lie on an edge; those are checked against the log before they are
-//! counted. A topic is found in every table that holds events of it, also where it was moved away from. Never: publish.
+//! Promises: reads metadata only, and of that what the selection's topics and times can match; except segments that lie on an
+//! edge: those are checked against the log before they are counted. A topic is found in every table that holds events of it,
+//! also where it was moved away from. Never: publish.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
 use futures::{StreamExt as _, TryStreamExt as _};
-use tapedeck_common::commit::GapCause;
+use tapedeck_common::commit::{GapCause, SegmentRef};
 use tapedeck_common::error::{ErrorKind, report};
 use tapedeck_common::{LaneId, Position, Span, Timestamp};
 use tapedeck_storage::archive::Archive;
 use tapedeck_storage::layout;
-use tapedeck_storage::log::TableView;
-use tapedeck_storage::log::view::History;
+use tapedeck_storage::log::{Slice, TableView};
 use tapedeck_storage::segment::{EventBatch, Scan, SegmentError, SegmentReader, verify_object};
 use tapedeck_storage::store::{Store, StoreError};
 
@@ -105,6 +105,7 @@ pub async fn plan(archive: &Archive, ask: Ask) -> Result<Plan, PlannerError> {
     let out_of_time_order = edges.iter().map(|(_, backwards)| backwards).sum();
     let mut segments = sifted.whole;
     segments.extend(edges.into_iter().filter_map(|(segment, _)| segment));
+    let covered = if segments.is_empty() { covered(archive, &views, &ask.selection).await? } else { Covered::new() };
     let draft = Draft {
         made: ask.now,
         archive: archive.store.url.to_string(),
@@ -118,7 +119,7 @@ pub async fn plan(archive: &Archive, ask: Ask) -> Result<Plan, PlannerError> {
         unread,
         whole_object_max: ask.whole_object_max,
     };
-    Ok(Plan::build(draft, || nothing(&ask.selection, &views))?)
+    Ok(Plan::build(draft, || nothing(&ask.selection, &covered))?)
 }
 
 /// The logs that a plan is made from.
@@ -134,52 +135,82 @@ async fn views(archive: &Archive, selection: &Selection) -> Result<Views, Planne
     let homes = archive.topics().await?;
     let wanted: BTreeSet<&String> =
         homes.iter().filter(|(topic, _)| selection.has_topic(topic)).map(|(_, table)| table).collect();
-    let mut known: BTreeSet<String> = homes.keys().cloned().collect();
-    let mut found = Views::default();
     let tables = archive.tables().await?;
     let looks = tables.iter().map(|table| look(archive, table, wanted.contains(table), selection));
-    let mut looks = futures::stream::iter(looks).buffered(LOGS_AT_ONCE);
-    while let Some(looked) = looks.try_next().await? {
-        known.extend(looked.topics);
-        found.views.extend(looked.view);
-        found.unread.extend(looked.unread);
+    let looked: Vec<Looked> = futures::stream::iter(looks).buffered(LOGS_AT_ONCE).try_collect().await?;
+    let mut found = Views::default();
+    let shared = shared_lanes(looked.iter().filter_map(|looked| looked.view.as_ref()));
+    for Looked { view, is_home, unread } in looked {
+        found.unread.extend(unread);
+        let Some(mut view) = view else { continue };
+        if view.positions.keys().any(|lane| shared.contains(lane)) {
+            // What the other table holds of a lane tells at any time what this one is not asked for.
+            let whole = Slice { topics: selection.topics.clone(), ..Slice::default() };
+            view = TableView::load_matching(&archive.store, &view.table, Some(view.version), &whole).await?;
+        }
+        if is_home || !view.segments.is_empty() {
+            found.views.push(view);
+        }
     }
-    match selection.topics.iter().find(|topic| !known.contains(*topic)) {
+    let in_views = |topic: &String| found.views.iter().flat_map(|view| &view.segments).any(|live| *live.segment.topic == **topic);
+    match selection.topics.iter().find(|topic| !homes.contains_key(*topic) && !in_views(topic)) {
         None => Ok(found),
-        Some(unknown) => Err(PlannerError::UnknownTopic {
-            topic: unknown.clone(),
-            archive: archive.store.url.to_string(),
-            known: if known.is_empty() { "nothing yet".to_owned() } else { known.into_iter().collect::<Vec<_>>().join(", ") },
-        }),
+        Some(unknown) => check_known(archive, unknown, &tables, homes.into_keys().collect()).await.map(|()| found),
     }
+}
+
+/// Lanes that stand in several tables.
+fn shared_lanes<'a>(views: impl Iterator<Item = &'a TableView>) -> BTreeSet<LaneId> {
+    let (mut seen, mut shared) = (BTreeSet::new(), BTreeSet::new());
+    for lane in views.flat_map(|view| view.positions.keys()) {
+        if !seen.insert(lane) {
+            shared.insert(lane.clone());
+        }
+    }
+    shared
+}
+
+/// A topic without a home may still lie in a table that it was moved away from, at other times.
+async fn check_known(archive: &Archive, topic: &str, tables: &[String], mut known: BTreeSet<String>) -> Result<(), PlannerError> {
+    for table in tables {
+        let topics = TableView::tally(&archive.store, table, None, BTreeSet::new, |topics: &mut BTreeSet<String>, segment| {
+            if !topics.contains(&*segment.topic) {
+                topics.insert(segment.topic.to_string());
+            }
+        });
+        match topics.await {
+            Ok((_, topics)) => known.extend(topics),
+            Err(error) if error.kind() == ErrorKind::Corrupt => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if known.contains(topic) {
+        return Ok(());
+    }
+    let known = if known.is_empty() { "nothing yet".to_owned() } else { known.into_iter().collect::<Vec<_>>().join(", ") };
+    Err(PlannerError::UnknownTopic { topic: topic.to_owned(), archive: archive.store.url.to_string(), known })
 }
 
 /// What one table is to a selection.
 #[derive(Default)]
 struct Looked {
     view: Option<TableView>,
-    topics: BTreeSet<String>,
+    /// Topics of the selection go there today, or all topics are asked for.
+    is_home: bool,
     unread: Option<String>,
 }
 
 async fn look(archive: &Archive, table: &str, is_home: bool, selection: &Selection) -> Result<Looked, StoreError> {
-    let mut topics = BTreeSet::new();
-    if !is_home && !selection.topics.is_empty() {
-        match TableView::load(&archive.store, table, None, History::Recent).await {
-            Ok(view) => topics.extend(view.segments.iter().map(|live| live.segment.topic.to_string())),
-            // Damage there must not stop a replay of topics that most likely never were there; the plan tells of it.
-            Err(error) if error.kind() == ErrorKind::Corrupt => {
-                return Ok(Looked { unread: Some(report(&error)), ..Looked::default() });
-            }
-            Err(error) => return Err(error),
+    let is_home = is_home || selection.topics.is_empty();
+    let slice = Slice { topics: selection.topics.clone(), from: selection.from, until: selection.until };
+    match TableView::load_matching(&archive.store, table, None, &slice).await {
+        Ok(view) => Ok(Looked { view: Some(view), is_home, unread: None }),
+        // Damage there must not stop a replay of topics that most likely never were there; the plan tells of it.
+        Err(error) if error.kind() == ErrorKind::Corrupt && !is_home => {
+            Ok(Looked { unread: Some(report(&error)), ..Looked::default() })
         }
-        if !topics.iter().any(|topic| selection.has_topic(topic)) {
-            return Ok(Looked { topics, ..Looked::default() });
-        }
+        Err(error) => Err(error),
     }
-    // Gaps stand only in the records, so all of them are read.
-    let view = TableView::load(&archive.store, table, None, History::Whole).await?;
-    Ok(Looked { view: Some(view), topics, unread: None })
 }
 
 /// All segments of the selection's topics, without what lies in two tables.
@@ -248,14 +279,33 @@ fn add_batch(counts: &mut SegmentCounts, batch: &EventBatch, selection: &Selecti
     }
 }
 
-/// Why a selection is empty, in words that help to mend it.
-fn nothing(selection: &Selection, views: &[TableView]) -> String {
-    let mut covered: BTreeMap<&str, (Timestamp, Timestamp, u64)> = BTreeMap::new();
-    for live in views.iter().flat_map(|view| &view.segments).filter(|live| selection.has_topic(&live.segment.topic)) {
-        let (earliest, latest) = live.segment.times;
-        let entry = covered.entry(&live.segment.topic).or_insert((earliest, latest, 0));
-        *entry = (entry.0.min(earliest), entry.1.max(latest), entry.2 + live.segment.rows);
+/// By topic: the earliest event, the latest, and how many there are.
+type Covered = BTreeMap<String, (Timestamp, Timestamp, u64)>;
+
+/// What the tables hold of the selection's topics, at any time.
+async fn covered(archive: &Archive, views: &[TableView], selection: &Selection) -> Result<Covered, StoreError> {
+    let mut all = Covered::new();
+    for view in views {
+        let add = |sums: &mut Covered, segment: &SegmentRef| {
+            if selection.has_topic(&segment.topic) {
+                cover(sums, &segment.topic, (segment.times.0, segment.times.1, segment.rows));
+            }
+        };
+        let (_, sums) = TableView::tally(&archive.store, &view.table, Some(view.version), Covered::new, add).await?;
+        sums.into_iter().for_each(|(topic, sum)| cover(&mut all, &topic, sum));
     }
+    Ok(all)
+}
+
+fn cover(sums: &mut Covered, topic: &str, (earliest, latest, events): (Timestamp, Timestamp, u64)) {
+    match sums.get_mut(topic) {
+        Some(sum) => *sum = (sum.0.min(earliest), sum.1.max(latest), sum.2 + events),
+        None => drop(sums.insert(topic.to_owned(), (earliest, latest, events))),
+    }
+}
+
+/// Why a selection is empty, in words that help to mend it.
+fn nothing(selection: &Selection, covered: &Covered) -> String {
     if covered.is_empty() {
         return "the archive holds no events of these topics yet".to_owned();
     }

@@ -1,13 +1,14 @@
 //! `archiver status`: what an archive holds, from its logs alone; with `--daemon` also what a running archiver knows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
-use tapedeck_common::Timestamp;
+use tapedeck_common::commit::SegmentRef;
+use tapedeck_common::{Timestamp, Window};
 use tapedeck_daemon::{Exit, Failure};
 use tapedeck_storage::log::TableView;
-use tapedeck_storage::log::view::History;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -63,8 +64,9 @@ pub(super) async fn run(archive: cli::Archive, daemon: Option<String>, json: boo
     let opened = super::open_archive(&archive).await?;
     let mut tables = Vec::new();
     for table in super::tables_of(&opened, None).await? {
-        let view = TableView::load(&opened.store, &table, None, History::Whole).await;
-        tables.push(table_status(&view.map_err(|error| Failure::new(error.kind(), error))?));
+        let summed = TableView::tally(&opened.store, &table, None, BTreeMap::new, TopicSum::add).await;
+        let (view, sums) = summed.map_err(|error| Failure::new(error.kind(), error))?;
+        tables.push(table_status(&view, sums));
     }
     let daemon = match daemon {
         Some(address) => Some(ask(&address).await?),
@@ -79,11 +81,45 @@ pub(super) async fn run(archive: cli::Archive, daemon: Option<String>, json: boo
     Ok(Exit::Done)
 }
 
-fn table_status(view: &TableView) -> TableStatus {
-    let mut topics: BTreeMap<&str, Vec<&tapedeck_common::commit::SegmentRef>> = BTreeMap::new();
-    for live in &view.segments {
-        topics.entry(&live.segment.topic).or_default().push(&live.segment);
+/// What the segments of one topic add up to.
+#[derive(Default)]
+struct TopicSum {
+    events: u64,
+    payload_bytes: u64,
+    stored_bytes: u64,
+    segments: u64,
+    hours: BTreeSet<Window>,
+    times: Option<(Timestamp, Timestamp)>,
+}
+
+impl TopicSum {
+    fn add(sums: &mut BTreeMap<Arc<str>, Self>, segment: &SegmentRef) {
+        let sum = sums.entry(Arc::clone(&segment.topic)).or_default();
+        sum.events += segment.rows;
+        sum.payload_bytes += segment.lanes.iter().map(|lane| lane.payload_bytes).sum::<u64>();
+        sum.stored_bytes += segment.size;
+        sum.segments += 1;
+        sum.hours.insert(segment.window);
+        let (first, last) = sum.times.unwrap_or(segment.times);
+        sum.times = Some((first.min(segment.times.0), last.max(segment.times.1)));
     }
+
+    fn status(self, topic: &str) -> TopicStatus {
+        let time = |time: Option<Timestamp>| time.map(|time| time.to_string()).unwrap_or_default();
+        TopicStatus {
+            topic: topic.to_owned(),
+            events: self.events,
+            payload_bytes: self.payload_bytes,
+            stored_bytes: self.stored_bytes,
+            segments: self.segments,
+            hours: self.hours.len() as u64,
+            first_event: time(self.times.map(|times| times.0)),
+            last_event: time(self.times.map(|times| times.1)),
+        }
+    }
+}
+
+fn table_status(view: &TableView, sums: BTreeMap<Arc<str>, TopicSum>) -> TableStatus {
     let gaps = view.gaps.iter().map(|gap| GapStatus {
         lane: gap.lane.to_string(),
         from: gap.span.from().get(),
@@ -94,27 +130,10 @@ fn table_status(view: &TableView) -> TableStatus {
         table: view.table.clone(),
         version: view.version,
         committed_at: view.committed_at.to_string(),
-        topics: topics.into_iter().map(|(topic, segments)| topic_status(topic, &segments)).collect(),
+        topics: sums.into_iter().map(|(topic, sum)| sum.status(&topic)).collect(),
         lanes: view.positions.iter().map(|(lane, next)| (lane.to_string(), next.get())).collect(),
         skipped: view.skipped.values().sum(),
         gaps: gaps.collect(),
-    }
-}
-
-fn topic_status(topic: &str, segments: &[&tapedeck_common::commit::SegmentRef]) -> TopicStatus {
-    let time = |time: Option<Timestamp>| time.map(|time| time.to_string()).unwrap_or_default();
-    let mut hours: Vec<_> = segments.iter().map(|segment| segment.window).collect();
-    hours.sort_unstable();
-    hours.dedup();
-    TopicStatus {
-        topic: topic.to_owned(),
-        events: segments.iter().map(|segment| segment.rows).sum(),
-        payload_bytes: segments.iter().flat_map(|segment| &segment.lanes).map(|lane| lane.payload_bytes).sum(),
-        stored_bytes: segments.iter().map(|segment| segment.size).sum(),
-        segments: segments.len() as u64,
-        hours: hours.len() as u64,
-        first_event: time(segments.iter().map(|segment| segment.times.0).min()),
-        last_event: time(segments.iter().map(|segment| segment.times.1).max()),
     }
 }
 

@@ -6,7 +6,7 @@
 use std::io::{self, Write};
 
 use arrow::array::RecordBatch;
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_writer::{ArrowRowGroupWriterFactory, ArrowWriterOptions, compute_leaves};
 use parquet::basic::{Compression, ZstdLevel};
@@ -219,7 +219,6 @@ impl ChunkReader for Shifted {
     type T = bytes::buf::Reader<Bytes>;
 
     fn get_read(&self, start: u64) -> Result<Self::T> {
-        use bytes::Buf as _;
         self.get_bytes(start, 0).map(|_| self.bytes.slice((start - self.start) as usize..).reader())
     }
 
