@@ -1,7 +1,7 @@
 //! What Azure's answers mean. The promises are tested on the emulator (`tables`); here are answers that it never gives.
 
 use object_store::path::Path;
-use object_store::{ObjectStoreExt, PutMode, PutOptions};
+use object_store::{PutMode, PutOptions};
 use tapedeck_common::ErrorKind;
 use tapedeck_storage::store::{Outcome, classify};
 use tapedeck_testbed::{FaultProxy, HttpFault, Reply, Which};
