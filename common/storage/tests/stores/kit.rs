@@ -1,6 +1,6 @@
 //! A real clock, programs started again with credentials, lanes and segments made by hand.
 
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -65,11 +65,18 @@ const FOREIGN: [&str; 5] = ["AWS_", "GOOGLE_", "AZURE_", "AZURITE_", "TEST_"];
 
 /// Runs an ignored test of this program in a process of its own, with this environment and no credentials but those in it.
 pub(crate) fn again<N: AsRef<str>, V: AsRef<str>>(test: &str, environment: impl IntoIterator<Item = (N, V)>) {
-    assert!(passes(test, environment), "{test} failed, see above");
+    let output = run(test, environment);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    println!("{}", text(&output.stdout));
+    assert!(output.status.success(), "{test} failed:\n{}", text(&output.stderr));
 }
 
-/// The same, for a test that may fail.
+/// True if that test passes.
 pub(crate) fn passes<N: AsRef<str>, V: AsRef<str>>(test: &str, environment: impl IntoIterator<Item = (N, V)>) -> bool {
+    run(test, environment).status.success()
+}
+
+fn run<N: AsRef<str>, V: AsRef<str>>(test: &str, environment: impl IntoIterator<Item = (N, V)>) -> Output {
     let mut again = Command::new(std::env::current_exe().expect("this program"));
     again.args(["--exact", test, "--ignored", "--nocapture"]);
     let names = std::env::vars().map(|(name, _)| name);
@@ -80,7 +87,8 @@ pub(crate) fn passes<N: AsRef<str>, V: AsRef<str>>(test: &str, environment: impl
     for (name, value) in environment {
         again.env(name.as_ref(), value.as_ref());
     }
-    again.status().expect("starts").success()
+    // Its output is ours to show, so that nobody counts its tests as well.
+    again.output().expect("starts")
 }
 
 /// The environment of a client of an S3 server: credentials, and for [`options`] where it is.

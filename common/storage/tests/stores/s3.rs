@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use object_store::path::Path;
+use object_store::{ObjectStoreExt, PutMode, PutOptions};
 use tapedeck_common::ErrorKind;
 use tapedeck_common::commit::{Appended, CommitLog, Record};
 use tapedeck_common::error::report;
 use tapedeck_storage::log::{TableLog, TableOptions, VerifyOptions, verify_table};
 use tapedeck_storage::probe::probe;
-use tapedeck_storage::store::{StoreOptions, open_store};
-use tapedeck_testbed::shared_s3;
+use tapedeck_storage::store::{Outcome, StoreOptions, classify, open_store};
+use tapedeck_testbed::{FaultProxy, HttpFault, Reply, Which, shared_s3};
 
 use crate::kit::{Given, advance, again, given, options, s3_environment};
 
@@ -63,4 +65,47 @@ async fn stores_that_cannot_be_used_say_why() {
     let away = StoreOptions { endpoint: Some("http://127.0.0.1:9".to_owned()), ..options() };
     let error = probe(&open_store(&away).expect("opens"), &*given.clock, &mut given.rng).await.expect_err("nobody there");
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", report(&error));
+}
+
+/// S14: what creates, puts and parts go through repeats no request, so that each attempt has a signature and a token of its own,
+/// and no create is told of its own success as somebody else's. Reads are repeated.
+#[test]
+fn answers_of_s3_mean_what_they_should_and_no_write_is_repeated() {
+    let proxy = FaultProxy::before_nothing().expect("starts");
+    for (key, status, code, _) in ANSWERS {
+        proxy.strike(Which::all().with(key), HttpFault::Instead(Reply::error(status, code)));
+    }
+    again("s3::each_answer", s3_environment("s3://events/a", &proxy.endpoint()));
+    for (key, status, ..) in ANSWERS {
+        let methods = |method| proxy.seen().iter().filter(|seen| seen.target.contains(key) && seen.method == method).count();
+        // A create, a put and a part.
+        assert_eq!(methods("PUT"), 3, "{key}");
+        assert_eq!(methods("GET"), if status >= 500 || status == 429 { 4 } else { 1 }, "{key}");
+    }
+}
+
+const ANSWERS: [(&str, u16, &str, Outcome); 9] = [
+    ("exists", 412, "PreconditionFailed", Outcome::Exists),
+    ("conflict", 409, "ConditionalRequestConflict", Outcome::Exists),
+    ("unwell", 500, "InternalError", Outcome::Unknown),
+    ("slower", 503, "SlowDown", Outcome::Unknown),
+    ("paced", 429, "TooManyRequests", Outcome::Unknown),
+    ("skewed", 403, "RequestTimeTooSkewed", Outcome::Unknown),
+    ("expired", 400, "ExpiredToken", Outcome::Unknown),
+    ("denied", 403, "AccessDenied", Outcome::Denied),
+    ("missing", 404, "NoSuchKey", Outcome::NotFound),
+];
+
+#[tokio::test]
+#[ignore = "started by answers_of_s3_mean_what_they_should_and_no_write_is_repeated"]
+async fn each_answer() {
+    let given = given();
+    for (key, .., outcome) in ANSWERS {
+        let (key, id) = (Path::from(key), String::from("an-upload"));
+        let created = given.store.store.put_opts(&key, "x".into(), PutOptions::from(PutMode::Create)).await;
+        assert_eq!(classify(&created.expect_err("no success")), outcome, "{key}");
+        given.store.store.put(&key, "x".into()).await.expect_err("no success");
+        given.store.parts.put_part(&key, &id, 0, "x".into()).await.expect_err("no success");
+        given.store.patient.get(&key).await.expect_err("no success");
+    }
 }

@@ -34,6 +34,8 @@ pub struct Seen {
     pub body: String,
     /// What was done to it, if anything.
     pub fault: Option<HttpFault>,
+    /// True once the client was sent an answer to it, whole as far as we know.
+    pub answered: bool,
 }
 
 impl Seen {
@@ -166,14 +168,14 @@ fn serve(client: TcpStream, tls: Option<Arc<rustls::ServerConfig>>, upstream: So
 fn converse(client: impl Read + Write, upstream: SocketAddr, state: &Mutex<State>) -> Result<()> {
     let mut client = BufReader::new(client);
     while let Some(request) = wire::read_request(&mut client)? {
-        let fault = {
+        let (number, fault) = {
             let mut state = lock(state);
             let fault = state.rules.fault_for(&request.method, &request.target);
             state.seen.push(request.seen(fault.clone()));
             if fault == Some(HttpFault::Late) {
                 state.late.push(request.clone());
             }
-            fault
+            (state.seen.len() - 1, fault)
         };
         let answer = match fault {
             None => wire::ask(upstream, &request)?.bytes(),
@@ -194,6 +196,7 @@ fn converse(client: impl Read + Write, upstream: SocketAddr, state: &Mutex<State
         };
         client.get_mut().write_all(&answer)?;
         client.get_mut().flush()?;
+        lock(state).seen[number].answered = true;
     }
     Ok(())
 }

@@ -20,7 +20,7 @@ impl RawRequest {
     pub(super) fn seen(&self, fault: Option<HttpFault>) -> Seen {
         let headers = self.headers.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect();
         let body = String::from_utf8_lossy(&self.body).into_owned();
-        Seen { method: self.method.clone(), target: self.target.clone(), headers, body, fault }
+        Seen { method: self.method.clone(), target: self.target.clone(), headers, body, fault, answered: false }
     }
 
     /// The same request, but for who closes the connection; no signature covers that.

@@ -94,8 +94,26 @@ async fn each_fault_of_a_create_leaves_every_record_once() {
         let (table, unknown) = writers_commit(&mut behind, false).await;
         every_record_is_there_once(&behind, &table).await;
         assert_eq!(behind.proxy.struck(), 4, "{fault:?}");
-        // Each of them was settled by the protocol: the client below repeats no create by itself.
         assert!(unknown >= 4, "{fault:?}: {unknown}");
+    }
+}
+
+/// S1: nobody but the protocol repeats a create, and never without having looked first. A client that repeated it by itself
+/// would be told of its own success as somebody else's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "started by records_and_segments_survive_what_lies_between"]
+async fn a_create_is_looked_for_before_it_is_sent_again() {
+    for fault in before().into_iter().chain(after()).chain([HttpFault::Late]) {
+        let mut behind = Behind::new();
+        let record = "00000000000000000002.json";
+        behind.proxy.strike(creates().with(record).times(3), fault.clone());
+        let own = Given { store: behind.given.store.clone(), clock: behind.given.clock.clone(), rng: behind.direct.rng.fork() };
+        let table = behind.direct.name();
+        write_lane(own.store.clone(), own, table, 0, Arc::default()).await;
+        let seen = behind.proxy.seen();
+        let methods: Vec<&str> =
+            seen.iter().filter(|seen| seen.target.ends_with(record)).map(|seen| seen.method.as_str()).collect();
+        assert!(methods.contains(&"PUT") && !methods.windows(2).any(|two| two == ["PUT", "PUT"]), "{fault:?}: {methods:?}");
     }
 }
 

@@ -40,6 +40,7 @@ fn records_and_segments_survive_what_lies_between() {
     let environment = crate::kit::s3_environment(&format!("s3://{BUCKET}/some/prefix"), &server.endpoint());
     for test in [
         "log::each_fault_of_a_create_leaves_every_record_once",
+        "log::a_create_is_looked_for_before_it_is_sent_again",
         "log::late_creates_land_among_writers_and_every_record_is_once",
         "log::writers_in_a_storm_leave_every_record_once",
         "uploads::each_fault_of_a_small_segment_ends_with_the_whole_of_it",
