@@ -7,6 +7,7 @@ use tapedeck_common::commit::{Record, SegmentRef};
 use tapedeck_storage::log::LogPaths;
 use tapedeck_storage::log::genesis::{Genesis, Writers};
 use tapedeck_storage::log::record::{self, Header};
+use tapedeck_storage::log::rewrite::{self, Rewrite};
 use tapedeck_storage::store::Store;
 
 use crate::kit::*;
@@ -51,7 +52,7 @@ impl HandLog {
         self.next += 1;
     }
 
-    /// A record that takes `removes` out and adds a segment of each of `topics` in each of `hours`, ten positions each.
+    /// A record that adds a segment for each topic and hour, ten positions each, then one that takes `removes` out.
     pub(crate) async fn step(&mut self, adds: &[(&str, i64)], removes: &[String]) {
         let from = self.position;
         let mut record = Record::default();
@@ -69,13 +70,15 @@ impl HandLog {
         if self.position > from {
             record.advances.push(step(0, from, self.position));
         }
-        let header = self.header();
-        let mut body = record::encode(&header, &record);
-        for path in removes {
-            self.live.remove(path).expect("live");
-            let line = format!("{{\"remove\":{{\"path\":{path:?},\"deletionTimestamp\":7,\"dataChange\":true}}}}\n");
-            body.extend_from_slice(line.as_bytes());
+        // No record both archives and takes out.
+        if !adds.is_empty() || removes.is_empty() {
+            let body = record::encode(&self.header(), &record);
+            self.put(body).await;
         }
-        self.put(body).await;
+        if !removes.is_empty() {
+            removes.iter().for_each(|path| drop(self.live.remove(path).expect("live")));
+            let body = rewrite::encode(&self.header(), &Rewrite::expire(removes.to_vec()));
+            self.put(body).await;
+        }
     }
 }
