@@ -5,7 +5,7 @@ use std::sync::Arc;
 use object_store::ObjectStoreExt;
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaDataReader, ParquetMetaDataWriter};
 use tapedeck_common::ErrorKind;
-use tapedeck_common::commit::{CommitLog, Record};
+use tapedeck_common::commit::{Advance, CommitLog, GapCause, Record};
 use tapedeck_sim::{Call, Fault, FaultyStore, ManualClock, When};
 use tapedeck_storage::log::{History, LogPaths, TableLog, TableOptions, TableView, VerifyOptions, verify_table};
 use tapedeck_storage::store::Store;
@@ -19,7 +19,7 @@ fn store(faulty: &FaultyStore) -> Store {
 /// What both ways of reading must agree on.
 fn essence(view: TableView) -> impl PartialEq + std::fmt::Debug {
     let segments: Vec<_> = view.segments.into_iter().map(|live| live.segment).collect();
-    (view.version, view.committed_at, view.table_id, view.positions, segments)
+    (view.version, view.committed_at, view.table_id, view.positions, segments, view.gaps, view.skipped)
 }
 
 async fn agree(store: &Store, at: Option<u64>) {
@@ -36,9 +36,15 @@ async fn a_checkpoint_says_what_its_records_say() {
     for partition in 0..4 {
         fill(&mut log, partition, 5).await;
     }
-    for version in [0, 1, 7, 24] {
+    // What stands only in records: a gap, and events that were left out.
+    let gap = Advance { rows: 0, gap: Some(GapCause::Retention), ..step(0, 50, 70) };
+    commit(&mut log, &Record { advances: vec![gap], segments: Vec::new() }).await;
+    let skipped = Advance { rows: 0, skipped: 9, ..step(1, 50, 60) };
+    commit(&mut log, &Record { advances: vec![skipped], segments: Vec::new() }).await;
+    fill(&mut log, 4, 2).await;
+    for version in [0, 1, 7, 24, 25, 29] {
         checkpoint(&store, version).await;
-        for at in [Some(version), Some(24), None] {
+        for at in [Some(version), Some(29), None] {
             agree(&store, at).await;
         }
     }
