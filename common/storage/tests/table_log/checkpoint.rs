@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use arrow::array::{ArrayRef, RecordBatch, StringArray};
 use object_store::ObjectStoreExt;
+use parquet::arrow::ArrowWriter;
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaDataReader, ParquetMetaDataWriter};
 use tapedeck_common::ErrorKind;
 use tapedeck_common::commit::{Advance, CommitLog, GapCause, Record};
@@ -113,6 +115,34 @@ async fn a_checkpoint_that_cannot_be_read_is_passed_over_and_reported() {
         assert_eq!(report.findings.len(), 1, "{:?}", report.findings);
         assert!(report.findings[0].object.ends_with("06.checkpoint.parquet"));
     }
+}
+
+/// A Parquet file as another program might put it there.
+fn foreign() -> Vec<u8> {
+    let column: ArrayRef = Arc::new(StringArray::from(vec!["x"]));
+    let batch = RecordBatch::try_from_iter([("txn", column)]).expect("one column");
+    let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), None).expect("memory");
+    writer.write(&batch).expect("memory");
+    writer.into_inner().expect("memory")
+}
+
+#[tokio::test]
+async fn a_checkpoint_of_another_program_is_passed_over_until_ours_takes_its_place() {
+    let (faulty, clock) = (FaultyStore::default(), ManualClock::default());
+    let mut log = open(&store(&faulty), &clock, "a").await;
+    fill(&mut log, 0, 8).await;
+    checkpoint(&store(&faulty), 4).await;
+    let (below, paths) = (faulty.below(), LogPaths::of(TABLE));
+    below.put(&paths.checkpoint(7), foreign().into()).await.expect("puts");
+    below.put(&paths.hint(), r#"{"version":7,"size":1}"#.into()).await.expect("puts");
+    agree(&store(&faulty), None).await;
+    assert_eq!(open(&store(&faulty), &clock, "b").await.version(), 9);
+    let nothing = VerifyOptions { times: Some((hour(900).start(), hour(901).start())), ..VerifyOptions::default() };
+    assert!(verify_table(&store(&faulty), TABLE, &nothing).await.expect("reads").is_complete());
+    checkpoint(&store(&faulty), 7).await;
+    let fresh = faulty.other_view();
+    agree(&store(&fresh), None).await;
+    assert_eq!(fresh.calls(Call::Get, "00004.checkpoint"), 0, "ours serves");
 }
 
 #[tokio::test]
