@@ -23,7 +23,7 @@ pub const SEGMENTS_PER_HOUR: u64 = 1_000;
 const SEGMENTS_PER_RECORD: u64 = 10_000;
 
 /// Segments between two checkpoints while the log is made: few enough to hold, many enough that copying does not take hours.
-const SEGMENTS_PER_CHECKPOINT: u64 = 500_000;
+const SEGMENTS_PER_CHECKPOINT: u64 = 250_000;
 
 /// Events of a segment.
 const ROWS: u64 = 10_000;

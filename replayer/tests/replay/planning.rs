@@ -8,7 +8,8 @@ use replayer::plan::PlannedLane;
 use replayer::planner::PlannerError;
 use replayer::select::Selection;
 use tapedeck_common::{Clock as _, ErrorKind, Position, Timestamp};
-use tapedeck_storage::log::LogPaths;
+use tapedeck_storage::log::checkpoint::{Shape, write_checkpoint};
+use tapedeck_storage::log::{LogPaths, LogReader};
 
 use crate::kit::{Event, HOUR, MINUTE, TEN, World};
 
@@ -129,6 +130,43 @@ async fn a_topic_that_moved_is_planned_from_both_tables_and_each_event_once() {
         }
     }
     assert_eq!(read, vec![(0..150).collect::<Vec<u64>>(); 2]);
+}
+
+#[tokio::test]
+async fn a_window_of_a_topic_that_moved_holds_each_event_once() {
+    let mut world = World::new().await;
+    // Twenty positions an hour.
+    let time = |position: u64| TEN + (position / 20) as i64 * HOUR + (position % 20) as i64 * MINUTE;
+    let events = |positions: std::ops::Range<u64>| positions.map(|position| Event::plain(0, position, time(position))).collect();
+    let batch: Vec<Event> = events(0..70);
+    world.commit(&batch, 16).await;
+    world.move_topic("orders", "orders-2").await;
+    let batch: Vec<Event> = events(30..130);
+    world.commit(&batch, 16).await;
+    for hour in 0..6 {
+        let asked = between(TEN + hour * HOUR, TEN + (hour + 1) * HOUR);
+        let plan = world.plan(Selection { topics: of_orders().topics, ..asked }).await.expect("plan");
+        let first = hour as u64 * 20;
+        assert_eq!(numbers(&plan.lanes), [(0, 20, first, first + 19)], "hour {hour}");
+    }
+}
+
+#[tokio::test]
+async fn a_plan_through_a_checkpoint_is_the_same_plan() {
+    let (mut world, _) = three_hours().await;
+    let asked = || between(TEN + 30 * MINUTE, TEN + 90 * MINUTE);
+    let before = world.plan(asked()).await.expect("plan");
+    let version = before.tables["orders"];
+    let reader = LogReader::new(&world.store, "orders");
+    write_checkpoint(&reader, version, Shape { group_rows: 1, ..Shape::default() }).await.expect("writes");
+    // Nobody needs what lies below it.
+    world.store.store.delete(&LogPaths::of("orders").record(version - 1)).await.expect("memory");
+    let after = world.plan(asked()).await.expect("plan");
+    assert_eq!((before.hash, before.totals), (after.hash, after.totals));
+    world.commit(&[Event::plain(0, 280, TEN + HOUR)], 32).await;
+    assert_eq!(world.plan(asked()).await.expect("plan").totals.events, after.totals.events + 1);
+    let error = world.plan(between(TEN + 9 * HOUR, TEN + 10 * HOUR)).await.expect_err("nothing lies there");
+    assert!(error.to_string().contains("topic orders has 361 events from"), "{error}");
 }
 
 #[tokio::test]

@@ -141,8 +141,12 @@ async fn send(
         let groups = base.holding(Holds::Remove).chain(base.holding(Holds::Add));
         let mut fetched = futures::stream::iter(groups).map(fetch).buffered(GROUPS_AHEAD);
         while let Some((group, bytes)) = fetched.try_next().await? {
-            // A group that is encoded anew takes its time.
-            splice = aside(move || splice.take(group, bytes).map(|()| splice)).await?;
+            if splice.copies(group) {
+                splice.take(group, bytes)?;
+            } else {
+                // Encoding takes its time.
+                splice = aside(move || splice.take(group, bytes).map(|()| splice)).await?;
+            }
             for part in splice.take_parts()? {
                 upload.push(part).await?;
             }

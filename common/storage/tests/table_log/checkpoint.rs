@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use arrow::array::{ArrayRef, RecordBatch, StringArray};
 use object_store::ObjectStoreExt;
+use parquet::arrow::ArrowWriter;
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaDataReader, ParquetMetaDataWriter};
 use tapedeck_common::ErrorKind;
-use tapedeck_common::commit::{CommitLog, Record};
+use tapedeck_common::commit::{Advance, CommitLog, GapCause, Record};
 use tapedeck_sim::{Call, Fault, FaultyStore, ManualClock, When};
 use tapedeck_storage::log::{History, LogPaths, TableLog, TableOptions, TableView, VerifyOptions, verify_table};
 use tapedeck_storage::store::Store;
@@ -19,7 +21,7 @@ fn store(faulty: &FaultyStore) -> Store {
 /// What both ways of reading must agree on.
 fn essence(view: TableView) -> impl PartialEq + std::fmt::Debug {
     let segments: Vec<_> = view.segments.into_iter().map(|live| live.segment).collect();
-    (view.version, view.committed_at, view.table_id, view.positions, segments)
+    (view.version, view.committed_at, view.table_id, view.positions, segments, view.gaps, view.skipped)
 }
 
 async fn agree(store: &Store, at: Option<u64>) {
@@ -36,9 +38,15 @@ async fn a_checkpoint_says_what_its_records_say() {
     for partition in 0..4 {
         fill(&mut log, partition, 5).await;
     }
-    for version in [0, 1, 7, 24] {
+    // What stands only in records: a gap, and events that were left out.
+    let gap = Advance { rows: 0, gap: Some(GapCause::Retention), ..step(0, 50, 70) };
+    commit(&mut log, &Record { advances: vec![gap], segments: Vec::new() }).await;
+    let skipped = Advance { rows: 0, skipped: 9, ..step(1, 50, 60) };
+    commit(&mut log, &Record { advances: vec![skipped], segments: Vec::new() }).await;
+    fill(&mut log, 4, 2).await;
+    for version in [0, 1, 7, 24, 25, 29] {
         checkpoint(&store, version).await;
-        for at in [Some(version), Some(24), None] {
+        for at in [Some(version), Some(29), None] {
             agree(&store, at).await;
         }
     }
@@ -107,6 +115,34 @@ async fn a_checkpoint_that_cannot_be_read_is_passed_over_and_reported() {
         assert_eq!(report.findings.len(), 1, "{:?}", report.findings);
         assert!(report.findings[0].object.ends_with("06.checkpoint.parquet"));
     }
+}
+
+/// A Parquet file as another program might put it there.
+fn foreign() -> Vec<u8> {
+    let column: ArrayRef = Arc::new(StringArray::from(vec!["x"]));
+    let batch = RecordBatch::try_from_iter([("txn", column)]).expect("one column");
+    let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), None).expect("memory");
+    writer.write(&batch).expect("memory");
+    writer.into_inner().expect("memory")
+}
+
+#[tokio::test]
+async fn a_checkpoint_of_another_program_is_passed_over_until_ours_takes_its_place() {
+    let (faulty, clock) = (FaultyStore::default(), ManualClock::default());
+    let mut log = open(&store(&faulty), &clock, "a").await;
+    fill(&mut log, 0, 8).await;
+    checkpoint(&store(&faulty), 4).await;
+    let (below, paths) = (faulty.below(), LogPaths::of(TABLE));
+    below.put(&paths.checkpoint(7), foreign().into()).await.expect("puts");
+    below.put(&paths.hint(), r#"{"version":7,"size":1}"#.into()).await.expect("puts");
+    agree(&store(&faulty), None).await;
+    assert_eq!(open(&store(&faulty), &clock, "b").await.version(), 9);
+    let nothing = VerifyOptions { times: Some((hour(900).start(), hour(901).start())), ..VerifyOptions::default() };
+    assert!(verify_table(&store(&faulty), TABLE, &nothing).await.expect("reads").is_complete());
+    checkpoint(&store(&faulty), 7).await;
+    let fresh = faulty.other_view();
+    agree(&store(&fresh), None).await;
+    assert_eq!(fresh.calls(Call::Get, "00004.checkpoint"), 0, "ours serves");
 }
 
 #[tokio::test]

@@ -117,6 +117,11 @@ impl Splice {
         }
     }
 
+    /// True if the earlier checkpoint's next row group is only copied.
+    pub(super) fn copies(&self, number: usize) -> bool {
+        self.removes.is_empty() && self.carry.is_empty() && !self.touched.contains(&number)
+    }
+
     /// Takes the bytes of the earlier checkpoint's next row group: removed segments first, then live ones.
     pub(super) fn take(&mut self, number: usize, bytes: Bytes) -> Result<(), StoreError> {
         let Some(base) = self.base.clone() else { return Ok(()) };
@@ -173,7 +178,7 @@ impl Splice {
     }
 
     fn take_adds(&mut self, base: &CheckpointFile, number: usize, bytes: Bytes) -> Result<(), StoreError> {
-        if !self.touched.contains(&number) && self.carry.is_empty() {
+        if self.copies(number) {
             return self.copy(base, number, bytes);
         }
         let mut segments = std::mem::take(&mut self.carry);

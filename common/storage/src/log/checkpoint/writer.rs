@@ -193,7 +193,9 @@ impl Write for Parts {
         self.hasher.update(&bytes[..taken]);
         self.bytes += taken as u64;
         if self.open.len() == self.part_bytes {
-            self.full.push(std::mem::take(&mut self.open).into());
+            // There will be more of that size.
+            let next = Vec::with_capacity(self.part_bytes);
+            self.full.push(std::mem::replace(&mut self.open, next).into());
         }
         Ok(taken)
     }
