@@ -1,7 +1,7 @@
 //! Holds on to what a plan reads: as long as a job may go on, no sweep deletes the files of its segments.
 //!
 //! Promises: the pin is there before the first segment is read, unless the store is away; it outlives a job that pauses or dies by
-//! [`PINNED_FOR`], and goes with one that is complete. Never: delays a replay.
+//! [`PINNED_FOR`], and goes with one that is complete. Never: stops a replay; without a pin it goes on, and says so.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,8 +1,8 @@
 //! Deletes the files of a table that nobody needs: those of segments that were removed long ago, and those that no record names.
 //!
 //! Promises: a file that no record names is deleted only once a record says that none ever may, so a writer that slept over it can not
-//! bring it to life; ages are told by the store's clock; a pinned table keeps its removed files. Never: touches anything but
-//! segments below the table's folder.
+//! bring it to life; a file's age is told by the store's clock, the time since a removal by the clock of who removed it and the
+//! store's; a pinned table keeps its removed files. Never: touches anything but segments below the table's folder.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
