@@ -52,21 +52,9 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Prove that the archive is complete: records dense and chained, spans tile, segments there and of the right size.
-    Verify {
-        /// The archive.
-        #[command(flatten)]
-        archive: Archive,
-        /// Only this table.
-        #[arg(long)]
-        table: Option<String>,
-        /// Read every segment: its checksum, every row, every position.
-        #[arg(long)]
-        deep: bool,
-        /// For machines.
-        #[arg(long)]
-        json: bool,
-    },
+    /// Prove that the archive is complete: records dense and chained, spans tile, segments there and of the right size; and compare it
+    /// with the brokers, if asked to.
+    Verify(VerifyArgs),
     /// Print statements with which an engine reads the archive.
     Sql {
         /// The archive.
@@ -145,6 +133,44 @@ pub enum Maintain {
         #[arg(long, value_name = "TIME", default_value = "7d")]
         removed_after: HumanDuration,
     },
+    /// Bring `_gaps` up to date: a small Delta table of all positions that records name as lost, for engines.
+    Gaps {
+        /// The archive.
+        #[command(flatten)]
+        archive: Archive,
+        /// What all of them take.
+        #[command(flatten)]
+        common: MaintainCommon,
+    },
+}
+
+/// What to verify.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// The archive. Default with --config: the one that it names.
+    #[arg(value_name = "ARCHIVE", env = "TAPEDECK__ARCHIVE__URL", required_unless_present = "config")]
+    pub url: Option<String>,
+    /// How to reach it.
+    #[command(flatten)]
+    pub store: StoreArgs,
+    /// Only this table.
+    #[arg(long)]
+    pub table: Option<String>,
+    /// Read every segment: its checksum, every row, every position.
+    #[arg(long)]
+    pub deep: bool,
+    /// Compare each lane with what the brokers of the configuration have now: behind, lost, ahead, not archived.
+    #[arg(long, requires = "config")]
+    pub against_bus: bool,
+    /// The configuration of the archiver, for --against-bus.
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Give the archiver so long to archive what the brokers held when they were asked.
+    #[arg(long, value_name = "TIME", requires = "against_bus")]
+    pub wait: Option<HumanDuration>,
+    /// For machines.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What all maintenance takes.
@@ -186,6 +212,14 @@ pub struct Archive {
     /// s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or file:///path.
     #[arg(value_name = "ARCHIVE", env = "TAPEDECK__ARCHIVE__URL")]
     pub url: String,
+    /// How to reach it.
+    #[command(flatten)]
+    pub store: StoreArgs,
+}
+
+/// How a store is reached.
+#[derive(Debug, Clone, Args)]
+pub struct StoreArgs {
     /// The store's address, where it is not the cloud's own.
     #[arg(long, env = "TAPEDECK__ARCHIVE__ENDPOINT")]
     pub endpoint: Option<String>,

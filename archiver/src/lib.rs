@@ -3,6 +3,7 @@
 //! Read `pipeline` first: one loop owns a source's state. `batcher` and `seal` decide, as plain functions; `table` and
 //! `upload` carry out; `wiring` builds; `commands` is what the command line can do.
 
+pub mod against_bus;
 pub mod batcher;
 pub mod cli;
 pub mod commands;

@@ -1,4 +1,4 @@
-//! `archiver maintain`: compaction, expiry and sweep of an archive's tables, once.
+//! `archiver maintain`: compaction, expiry and sweep of an archive's tables, and the table of their gaps, once.
 
 use std::sync::Arc;
 
@@ -76,6 +76,7 @@ async fn one(archive: &Archive, table: &str, what: &Maintain) -> Result<(serde_j
             );
             Ok((json(&done), text))
         }
+        Maintain::Gaps { common, .. } => super::gaps::one(archive, table, common.dry_run).await,
     }
 }
 
@@ -86,13 +87,19 @@ fn json(done: &impl Serialize) -> serde_json::Value {
 impl Maintain {
     fn archive(&self) -> &cli::Archive {
         match self {
-            Self::Compact { archive, .. } | Self::Expire { archive, .. } | Self::Sweep { archive, .. } => archive,
+            Self::Compact { archive, .. }
+            | Self::Expire { archive, .. }
+            | Self::Sweep { archive, .. }
+            | Self::Gaps { archive, .. } => archive,
         }
     }
 
     fn common(&self) -> &cli::MaintainCommon {
         match self {
-            Self::Compact { common, .. } | Self::Expire { common, .. } | Self::Sweep { common, .. } => common,
+            Self::Compact { common, .. }
+            | Self::Expire { common, .. }
+            | Self::Sweep { common, .. }
+            | Self::Gaps { common, .. } => common,
         }
     }
 }

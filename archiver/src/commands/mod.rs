@@ -12,6 +12,7 @@ macro_rules! outln {
 }
 
 mod check;
+mod gaps;
 mod maintain;
 mod sql;
 mod status;
@@ -27,6 +28,7 @@ use tapedeck_daemon::run::{WORKER_THREADS_DEFAULT, block_on};
 use tapedeck_daemon::telemetry::{self, LogFormat, LogLevel};
 use tapedeck_daemon::{Exit, Failure, SystemClock};
 use tapedeck_storage::archive::Archive;
+use tapedeck_storage::log::reach::Reached;
 use tapedeck_storage::store::{StoreError, StoreOptions, open_store};
 
 use crate::cli::{self, Cli, Command, ConfigCommand};
@@ -43,7 +45,7 @@ pub fn run(command: Command, format: LogFormat) -> Result<Exit, Failure> {
         }
         Command::Check { config, online } => check::run(&config.config, online),
         Command::Status { archive, daemon, json } => on_runtime(status::run(archive, daemon, json)),
-        Command::Verify { archive, table, deep, json } => on_runtime(verify::run(archive, table, deep, json)),
+        Command::Verify(what) => verify::run(what),
         Command::Maintain(what) => on_runtime(maintain::run(what)),
         Command::Sql { archive, engine, table, files } => on_runtime(sql::run(archive, engine, table, files)),
         Command::Config(about) => config(about),
@@ -79,21 +81,23 @@ fn load(path: &Path) -> Result<(Loaded<RawConfig>, Config), Failure> {
 
 /// Opens an archive that must exist.
 async fn open_archive(archive: &cli::Archive) -> Result<Archive, Failure> {
+    open_at(&store_options(archive.url.clone(), &archive.store)).await
+}
+
+fn store_options(url: String, store: &cli::StoreArgs) -> StoreOptions {
+    let cli::StoreArgs { endpoint, region, path_style, ca_file } = store.clone();
+    StoreOptions { url, endpoint, region, path_style, ca_file }
+}
+
+async fn open_at(options: &StoreOptions) -> Result<Archive, Failure> {
     let failed = |error: StoreError| Failure::new(error.kind(), error);
-    let options = StoreOptions {
-        url: archive.url.clone(),
-        endpoint: archive.endpoint.clone(),
-        region: archive.region.clone(),
-        path_style: archive.path_style,
-        ca_file: archive.ca_file.clone(),
-    };
-    if let Some(folder) = archive.url.strip_prefix("file://")
+    if let Some(folder) = options.url.strip_prefix("file://")
         && !Path::new(folder).is_dir()
     {
         // Opening for reading must not make the folder.
-        return Err(Failure::new(Exit::Config, format!("there is no archive at {}: no such folder", archive.url)));
+        return Err(Failure::new(Exit::Config, format!("there is no archive at {}: no such folder", options.url)));
     }
-    Archive::open(open_store(&options).map_err(failed)?).await.map_err(failed)
+    Archive::open(open_store(options).map_err(failed)?).await.map_err(failed)
 }
 
 /// The tables to speak of: one that is asked for, or all.
@@ -108,6 +112,11 @@ async fn tables_of(archive: &Archive, only: Option<&str>) -> Result<Vec<String>,
             Err(Failure::new(Exit::Config, format!("the archive {} has no table `{name}`: {known}", archive.store.url)))
         }
     }
+}
+
+/// How far a topic's lanes have come, for people.
+fn reached(reached: &Reached) -> String {
+    format!("all {} lane(s) have events of {} or later (the slowest: {})", reached.lanes, reached.hour, reached.slowest)
 }
 
 fn config(about: ConfigCommand) -> Result<Exit, Failure> {

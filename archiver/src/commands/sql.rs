@@ -24,7 +24,7 @@ pub(super) async fn run(archive: cli::Archive, engine: Engine, table: Option<Str
         return Ok(Exit::Done);
     }
     let tables: Vec<_> = names.iter().map(|name| SqlTable { name: name.clone(), url: url(name) }).collect();
-    out!("{}", statements(engine, &tables, &SqlStore { endpoint: archive.endpoint, region: archive.region }));
+    out!("{}", statements(engine, &tables, &SqlStore { endpoint: archive.store.endpoint, region: archive.store.region }));
     Ok(Exit::Done)
 }
 

@@ -9,6 +9,7 @@ use tapedeck_common::commit::SegmentRef;
 use tapedeck_common::{Timestamp, Window};
 use tapedeck_daemon::{Exit, Failure};
 use tapedeck_storage::log::TableView;
+use tapedeck_storage::log::reach::{Reach, Reached};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -49,6 +50,7 @@ struct TopicStatus {
     hours: u64,
     first_event: String,
     last_event: String,
+    reached: Option<Reached>,
 }
 
 #[derive(Debug, Serialize)]
@@ -57,6 +59,7 @@ struct GapStatus {
     from: u64,
     until: u64,
     cause: &'static str,
+    record: u64,
 }
 
 /// Prints the status.
@@ -90,6 +93,7 @@ struct TopicSum {
     segments: u64,
     hours: BTreeSet<Window>,
     times: Option<(Timestamp, Timestamp)>,
+    reach: Reach,
 }
 
 impl TopicSum {
@@ -100,6 +104,7 @@ impl TopicSum {
         sum.stored_bytes += segment.size;
         sum.segments += 1;
         sum.hours.insert(segment.window);
+        sum.reach.add(segment);
         let (first, last) = sum.times.unwrap_or(segment.times);
         sum.times = Some((first.min(segment.times.0), last.max(segment.times.1)));
     }
@@ -115,6 +120,7 @@ impl TopicSum {
             hours: self.hours.len() as u64,
             first_event: time(self.times.map(|times| times.0)),
             last_event: time(self.times.map(|times| times.1)),
+            reached: self.reach.reached(),
         }
     }
 }
@@ -125,6 +131,7 @@ fn table_status(view: &TableView, sums: BTreeMap<Arc<str>, TopicSum>) -> TableSt
         from: gap.span.from().get(),
         until: gap.span.until().get(),
         cause: gap.cause.as_str(),
+        record: gap.version,
     });
     TableStatus {
         table: view.table.clone(),
@@ -161,6 +168,9 @@ fn print(status: &ArchiveStatus) {
                 size(topic.payload_bytes)
             );
             outln!("    event times {} to {}", topic.first_event, topic.last_event);
+            if let Some(reached) = &topic.reached {
+                outln!("    {}", super::reached(reached));
+            }
         }
         if table.skipped > 0 {
             outln!("  {} copies that a replay published were left out", table.skipped);

@@ -25,6 +25,10 @@ use crate::group::PlainContext;
 use crate::lanes::source_name;
 use crate::park::wait_for;
 
+mod ranges;
+
+pub use ranges::{Ends, TopicThere, TopicsThere};
+
 /// How long one question may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 

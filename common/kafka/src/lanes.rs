@@ -215,7 +215,12 @@ pub(crate) struct Named {
 
 /// The full name of a source: the cluster and the topic's id, which a topic made anew does not share.
 pub(crate) fn source_name(cluster: &str, topic_id: &str) -> Arc<str> {
-    Arc::from(format!("kafka/{cluster}/{topic_id}/0"))
+    Arc::from(format!("{}{topic_id}/0", source_prefix(cluster)))
+}
+
+/// What the names of all sources of a cluster begin with.
+pub(crate) fn source_prefix(cluster: &str) -> String {
+    format!("kafka/{cluster}/")
 }
 
 #[cfg(test)]

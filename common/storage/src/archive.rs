@@ -18,6 +18,7 @@ use tapedeck_common::backoff::Backoff;
 use tapedeck_common::{Clock, ErrorKind};
 use tracing::warn;
 
+use crate::gap_table;
 use crate::ids::fresh_uuid;
 use crate::layout;
 use crate::log::LogReader;
@@ -33,8 +34,8 @@ pub const TABLE_PER_TOPIC: &str = "{topic}";
 /// Tries of one create-and-read-back before the caller hears of it.
 const TRIES: u32 = 5;
 
-/// The folder of the archive's own objects.
-const OWN_FOLDER: &str = "_archive";
+/// Folders of the archive itself: its own objects, and the derived table of gaps. No table of a topic has such a name.
+const OWN_FOLDERS: [&str; 2] = ["_archive", gap_table::FOLDER];
 
 /// Objects of one folder read at once.
 const READS_AT_ONCE: usize = 16;
@@ -156,7 +157,7 @@ impl Archive {
         let folders = found.common_prefixes.iter().filter_map(|prefix| prefix.filename());
         // A listing may lag behind, so the homes are asked as well.
         let folders: BTreeSet<&str> =
-            folders.chain(homes.keys().map(String::as_str)).filter(|name| *name != OWN_FOLDER).collect();
+            folders.chain(homes.keys().map(String::as_str)).filter(|name| !OWN_FOLDERS.contains(name)).collect();
         let names = folders.into_iter().map(|folder| self.table_in(folder, homes.get(folder).copied()));
         let names: Vec<Option<String>> = futures::stream::iter(names).buffered(READS_AT_ONCE).try_collect().await?;
         let mut tables: Vec<String> = names.into_iter().flatten().collect();

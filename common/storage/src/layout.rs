@@ -7,6 +7,9 @@ use object_store::path::Path;
 use tapedeck_common::Window;
 use uuid::Uuid;
 
+use crate::gap_table;
+use crate::log::LogPaths;
+
 /// The longest escaped name: three of them and the fixed parts stay far below the 255 bytes that file systems give a name.
 const NAME_BYTES_MAX: usize = 120;
 
@@ -117,6 +120,16 @@ pub fn archive_job(job: &str, object: &str) -> Path {
 /// A replay in progress that holds on to a version of a table.
 pub fn archive_pin(holder: &str) -> Path {
     key(&format!("_archive/pins/{}.json", escape(holder)))
+}
+
+/// A record of the derived table of gaps.
+pub fn gap_table_record(version: u64) -> Path {
+    LogPaths::in_folder(gap_table::FOLDER).record(version)
+}
+
+/// A file of the derived table of gaps.
+pub fn gap_table_file(name: &str) -> Path {
+    key(&format!("{}/{name}", gap_table::FOLDER))
 }
 
 fn key(text: &str) -> Path {

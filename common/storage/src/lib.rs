@@ -4,6 +4,7 @@
 //! Never: a bus, the system clock, or a cleverness about time.
 
 pub mod archive;
+pub mod gap_table;
 pub mod ids;
 pub mod layout;
 pub mod log;

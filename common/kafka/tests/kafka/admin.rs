@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tapedeck_common::error::ErrorKind;
 use tapedeck_common::position::{Position, Span};
-use tapedeck_kafka::admin::{Cluster, Created, check_online};
+use tapedeck_kafka::admin::{Cluster, Created, Ends, check_online};
 use tapedeck_kafka::config::ClusterSettings;
 use tapedeck_testbed::Transactions;
 
@@ -50,6 +50,29 @@ fn a_check_names_topics_that_are_missing_and_brokers_that_are_away() {
     let unknown = ClusterSettings { client: BTreeMap::from([("no.such.property".to_owned(), "1".to_owned())]), ..cluster() };
     let error = Cluster::open(&unknown).expect_err("no such property");
     assert!(error.kind() == ErrorKind::Invalid && error.to_string().contains("no.such.property"), "{error}");
+}
+
+#[test]
+fn ranges_are_those_of_a_careful_reader_under_the_topics_own_name() {
+    let name = topic("ranges", 2);
+    produce(&name, 0, 0..100);
+    let transactions = Transactions::new(&broker(), "ranges", &[]).expect("a producer");
+    transactions.begin().expect("begun");
+    for index in 0..5 {
+        transactions.send(&name, Some(1), &event(&format!("aborted {index}"))).expect("sent");
+    }
+    transactions.abort().expect("ended");
+    let asked = Cluster::open(&cluster()).expect("a connection");
+    let there = asked.topics_there(&settings("ranges", &[&name, "ranges-missing"])).expect("an answer");
+    let [found] = &there.selected[..] else { panic!("{there:?}") };
+    let known = asked.topic(&name).expect("an answer").expect("there");
+    assert_eq!((&*found.source, found.partitions), (&*known.source, 2));
+    assert!(found.source.starts_with(&there.source_prefix()) && there.names.contains(&name), "{there:?}");
+    let numbers = |ends: Ends| ends.into_values().map(|end| end.expect("an end").get()).collect::<Vec<_>>();
+    assert_eq!(numbers(asked.beginnings(&there.selected).expect("an answer")), [0, 0]);
+    // Five events that nobody may see, and the marker that says so.
+    assert_eq!(numbers(asked.ends(&there.selected).expect("an answer")), [100, 6]);
+    assert!(asked.ends(&[]).expect("an answer").is_empty());
 }
 
 #[test]

@@ -2,7 +2,8 @@
 //!
 //! [`record`] is the exact text of a record, [`rewrite`] of those that move or take out what is there, [`state`] what a log of
 //! them means, [`protocol`] how one more is added (pure), [`driver`] the same against a real store, [`checkpoint`] its
-//! shortcut, `snapshot` both as one, [`view`] what readers see, [`verify`] the proof that all of it holds.
+//! shortcut, `snapshot` both as one, [`view`] what readers see, [`reach`] how far its lanes have come, [`verify`] the proof that all of it
+//! holds.
 
 pub mod checkpoint;
 mod decode;
@@ -11,6 +12,7 @@ pub mod genesis;
 mod notes;
 mod paths;
 pub mod protocol;
+pub mod reach;
 pub mod record;
 pub mod rewrite;
 mod snapshot;

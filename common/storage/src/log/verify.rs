@@ -18,6 +18,9 @@ use crate::store::{Store, StoreError};
 
 mod ledger;
 mod objects;
+mod topics;
+
+pub use topics::TopicReport;
 
 /// Records read at once.
 const RECORDS_AT_ONCE: usize = 16;
@@ -131,6 +134,8 @@ pub struct TableReport {
     pub objects: u64,
     /// Rows that were read back and compared (deep).
     pub rows_read: u64,
+    /// What it holds of each topic.
+    pub topics: Vec<TopicReport>,
     /// The lanes.
     pub lanes: Vec<LaneReport>,
     /// Everything that is wrong; empty if the table is complete.
@@ -182,6 +187,7 @@ pub async fn verify_table(store: &Store, table: &str, options: &VerifyOptions) -
         bytes: live.iter().map(|(_, segment)| segment.size).sum(),
         objects,
         rows_read: looked.rows_read,
+        topics: topics::topics(live.iter().map(|(_, segment)| segment)),
         lanes: ledger.lanes.into_iter().map(|(lane, tally)| tally.report(&lane)).collect(),
         findings,
     })

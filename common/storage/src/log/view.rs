@@ -107,6 +107,13 @@ impl TableView {
         Self::read(store, table, at, History::Recent, slice).await
     }
 
+    /// Everything but segments: where lanes stand, and what is lost.
+    pub async fn without_segments(store: &Store, table: &str) -> Result<Self, StoreError> {
+        // No event is as late as that, so no segment is read.
+        let nothing = Slice { from: Some(Timestamp::CALENDAR_END), ..Slice::default() };
+        Self::load_matching(store, table, None, &nothing).await
+    }
+
     /// Adds up all live segments, in no order, in memory that does not grow with the table. The view holds none of them.
     pub async fn tally<T: Send>(
         store: &Store,

@@ -4,6 +4,7 @@
 mod archive;
 mod checkpoint;
 mod driver;
+mod gaps;
 mod hand_log;
 mod kit;
 mod probe;
