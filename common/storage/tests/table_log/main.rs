@@ -3,7 +3,9 @@
 
 mod archive;
 mod checkpoint;
+mod contention;
 mod driver;
+mod flips;
 mod hand_log;
 mod kit;
 mod probe;
