@@ -92,7 +92,7 @@ step "licences, sources, walls" "$cache/bin/cargo-deny" --locked check bans lice
 advisories
 
 say "the tests"
-counted "cargo test" cargo test --workspace --locked --no-fail-fast
+counted "cargo test" scripts/tests.sh
 [ ! -x deploy/test/run.sh ] || counted "deploy" env TAPEDECK_BIN="$target/debug" deploy/test/run.sh
 
 say "all in all, in $((SECONDS / 60)) min $((SECONDS % 60)) s"

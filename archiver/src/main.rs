@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use archiver::cli::{self, Cli};
 use archiver::commands;
 use clap::Parser;
-use tapedeck_daemon::Exit;
 use tapedeck_daemon::memory::limit_arenas;
 use tapedeck_daemon::telemetry::LogFormat;
+use tapedeck_daemon::{Exit, ending};
 
 fn main() -> ExitCode {
     limit_arenas();
@@ -24,6 +24,5 @@ fn main() -> ExitCode {
         Some(cli::LogFormat::Text) => LogFormat::Text,
         None => LogFormat::detect(),
     };
-    let exit = commands::run(cli.command, format).unwrap_or_else(|failure| failure.report(format));
-    ExitCode::from(exit.code())
+    ending(|| commands::run(cli.command, format).unwrap_or_else(|failure| failure.report(format)))
 }

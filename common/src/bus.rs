@@ -146,6 +146,9 @@ pub trait Consumer: Send {
 
     /// Finds where assigned lanes can go on; lanes that are no longer ours are left out. Asks the bus and waits for it without end,
     /// while other lanes are read.
+    ///
+    /// Where a topic is met for the first time and its start is not its earliest event, the other lanes that it has now are
+    /// answered too, though nobody asked: begun in one record, they all begin at that moment, whoever comes to read them.
     fn locate(&mut self, lanes: Vec<ToLocate>) -> Answer<Vec<(LaneId, Located)>>;
 
     /// Reads these lanes from these positions on. For lanes that are read already it is a seek: deliveries from before are

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use replayer::cli::{self, Cli};
 use replayer::commands;
-use tapedeck_daemon::Exit;
 use tapedeck_daemon::telemetry::LogFormat;
+use tapedeck_daemon::{Exit, ending};
 
 /// The Kafka client frees in one thread what it took in another; most allocators make that dear (docs/decisions/0005).
 /// It stands in for the C library's as well, since nearly all of it is the client's.
@@ -27,6 +27,5 @@ fn main() -> ExitCode {
         Some(cli::LogFormat::Text) => LogFormat::Text,
         None => LogFormat::detect(),
     };
-    let exit = commands::run(cli.command, format).unwrap_or_else(|failure| failure.report(format));
-    ExitCode::from(exit.code())
+    ending(|| commands::run(cli.command, format).unwrap_or_else(|failure| failure.report(format)))
 }

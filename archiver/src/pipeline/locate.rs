@@ -124,7 +124,11 @@ impl Pipeline {
                 None => {}
             }
         }
-        self.write(write);
+        let begun = answers.into_iter().filter_map(|(lane, located)| match located {
+            Located::Start(at) => Some(start_of(&lane, at)),
+            _ => None,
+        });
+        self.write(write, begun.collect());
         self.resume(resume).await
     }
 
@@ -160,8 +164,9 @@ impl Pipeline {
         Ok(self.consumer.resume(at).await?)
     }
 
-    /// Commits starts and gaps, one record per table, beside the loop.
-    fn write(&mut self, steps: Vec<(Advance, LookedUp)>) {
+    /// Commits starts and gaps, one record per table, beside the loop. `others` are lanes of topics that are met for the first
+    /// time and that nobody gave to us: they begin in the same record as ours, so that no other process begins them later.
+    fn write(&mut self, steps: Vec<(Advance, LookedUp)>, others: Vec<Advance>) {
         let mut by_table: BTreeMap<Arc<str>, Writing> = BTreeMap::new();
         for (advance, known) in steps {
             let entry = by_table.entry(self.shared.tables.table_of(&known.topic));
@@ -169,6 +174,12 @@ impl Pipeline {
             let writing = entry.or_insert_with(log);
             writing.record.advances.push(advance);
             writing.lanes.push((known.lane, known.assignment));
+        }
+        for other in others {
+            let begins = |step: &Advance| step.expected.is_none() && step.lane.source == other.lane.source;
+            if let Some(writing) = by_table.values_mut().find(|writing| writing.record.advances.iter().any(begins)) {
+                writing.record.advances.push(other);
+            }
         }
         for Writing { log, record, lanes } in by_table.into_values() {
             self.background.spawn(async move {

@@ -37,6 +37,28 @@ async fn the_start_of_a_lane_is_committed_before_anything_is_read() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn processes_that_start_side_by_side_begin_all_lanes_at_one_moment() {
+    let mut world = World::new(Setup { start: StartAt::Latest, ..Setup::default() });
+    world.bus.make_topic("orders", 2);
+    world.publish("orders", 4);
+    let (one, two) = (world.process().await, world.process().await);
+    let (first, second) = (one.pipeline(&world), two.pipeline(&world));
+    // The second sees the table only when the first has begun it.
+    two.store.inject(When::at(Call::Get).to("_archive/topics/").once(), Fault::HangBefore);
+    world.bus.rebalance();
+    two.must_hang().await;
+    assert!(first.status.borrow().is_ready());
+    world.publish("orders", 3);
+    two.store.release();
+    settle().await;
+    assert!(second.status.borrow().is_ready());
+    assert!(first.leave(&world).await.is_ok() && second.leave(&world).await.is_ok());
+    let archived = world.check_all_archived().await;
+    assert_eq!(archived.events.len(), 6, "what came after the start, of both lanes");
+    assert!(archived.lanes.values().all(|lane| lane.from == 4), "{:?}", archived.lanes);
+}
+
+#[tokio::test(start_paused = true)]
 async fn partitions_that_appear_later_begin_at_their_first_event() {
     let mut world = World::new(Setup { start: StartAt::Latest, ..Setup::default() });
     world.bus.make_topic("orders", 1);

@@ -6,6 +6,7 @@
 use std::error::Error;
 use std::fmt;
 use std::io::Write;
+use std::panic::{self, AssertUnwindSafe};
 use std::process::{ExitCode, Termination};
 
 use tapedeck_common::error::{BoxError, ErrorKind, report as one_line};
@@ -54,6 +55,13 @@ impl Exit {
             Self::Config => "config",
         }
     }
+}
+
+/// Does a program's work and answers its end. A panic that nobody caught is a broken invariant of ours: [`Exit::Bug`], and
+/// not the code 101 that nobody has heard of.
+pub fn ending(work: impl FnOnce() -> Exit) -> ExitCode {
+    let exit = panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or(Exit::Bug);
+    ExitCode::from(exit.code())
 }
 
 impl From<ErrorKind> for Exit {
@@ -158,6 +166,12 @@ mod tests {
             assert_eq!(Exit::from(kind).code(), code);
         }
         assert_eq!([Exit::Done, Exit::Unfinished, Exit::Usage].map(Exit::code), [0, 1, 64]);
+    }
+
+    #[test]
+    fn a_panic_ends_with_the_code_of_a_bug() {
+        assert_eq!(ending(|| panic!("an invariant broke")), ExitCode::from(70));
+        assert_eq!(ending(|| Exit::Done), ExitCode::from(0));
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub mod telemetry;
 pub mod throttle;
 pub mod units;
 
-pub use exit::{Exit, Failure};
+pub use exit::{Exit, Failure, ending};
 pub use shutdown::Shutdown;
 pub use system_clock::SystemClock;
 pub use throttle::Throttle;

@@ -53,7 +53,7 @@ pub(crate) enum Ask {
 
 struct Job {
     open: Vec<ToLocate>,
-    done: Vec<(LaneId, Located)>,
+    done: BTreeMap<LaneId, Located>,
     /// Lanes that stood beyond the end when they were last looked at.
     doubted: BTreeSet<LaneId>,
     reply: LocateReply,
@@ -126,7 +126,7 @@ impl Desk {
                         next_warning = self.clock.monotonic() + WARN_AGAIN_AFTER;
                     }
                     let backoff = Backoff::new(Duration::from_millis(250), PATIENCE);
-                    jobs.push(Job { open, done: Vec::new(), doubted: BTreeSet::new(), reply, backoff, due: now });
+                    jobs.push(Job { open, done: BTreeMap::new(), doubted: BTreeSet::new(), reply, backoff, due: now });
                 }
                 Ok(Ask::Name(topics)) => self.name(&mut cluster, &topics),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -270,7 +270,7 @@ impl Desk {
             self.poll_thread.send(Command::Vanished(vanished));
         }
         if job.open.is_empty() {
-            drop(job.reply.send(Ok(job.done)));
+            drop(job.reply.send(Ok(job.done.into_iter().collect())));
             return None;
         }
         let wait = job.backoff.next_wait(1.0);
@@ -297,10 +297,11 @@ impl Desk {
         }
         let topics: BTreeSet<&str> = fresh.iter().map(|(lane, _)| &*lane.topic).collect();
         let topics: Vec<&str> = topics.into_iter().collect();
-        let sources: BTreeMap<String, Option<Arc<str>>> =
+        let described: BTreeMap<String, (Option<Arc<str>>, usize)> =
             match (describe_topics(self.consumer.client(), &topics, PATIENCE), cluster) {
                 (Ok(described), Some(cluster)) => {
-                    described.into_iter().map(|one| (one.name, one.id.ok().map(|id| source_name(cluster, &id)))).collect()
+                    let source = |id: Result<String, _>| id.ok().map(|id| source_name(cluster, &id));
+                    described.into_iter().map(|one| (one.name, (source(one.id), one.partitions))).collect()
                 }
                 (Err((_, text)), _) => {
                     *later = Some(text);
@@ -309,12 +310,53 @@ impl Desk {
                 (_, None) => BTreeMap::new(),
             };
         for (lane, located) in fresh {
-            match sources.get(&*lane.topic) {
-                Some(Some(source)) if *source == lane.lane.source => job.done.push((lane.lane, located)),
+            match described.get(&*lane.topic) {
+                Some((Some(source), partitions)) if *source == lane.lane.source => {
+                    match self.others_that_begin(&lane, *partitions, &job.done) {
+                        Ok(others) => {
+                            job.done.extend(others);
+                            job.done.insert(lane.lane, located);
+                        }
+                        Err(why) => {
+                            *later = Some(why);
+                            job.open.push(lane);
+                        }
+                    }
+                }
                 Some(_) => vanished.push(lane.lane),
                 None => job.open.push(lane),
             }
         }
+    }
+
+    /// The topic's other lanes, where this one is the first of a topic that does not begin at its earliest event.
+    /// One that vanished meanwhile, or may not be asked about, is left to whoever comes to read it.
+    fn others_that_begin(
+        &self,
+        lane: &ToLocate,
+        partitions: usize,
+        done: &BTreeMap<LaneId, Located>,
+    ) -> Result<Vec<(LaneId, Located)>, String> {
+        let is_first = lane.log.is_none() && self.start_counts_for(lane);
+        let is_begun = |source: &Arc<str>| done.keys().any(|done| done.source == *source);
+        if !is_first || is_begun(&lane.lane.source) {
+            return Ok(Vec::new());
+        }
+        let mut others = Vec::new();
+        for partition in (0..partitions as i32).filter(|partition| *partition != lane.lane.partition) {
+            let other = ToLocate { lane: LaneId::new(Arc::clone(&lane.lane.source), partition), ..lane.clone() };
+            match self.look(&other) {
+                Ok(located) => others.push((other.lane, located)),
+                Err(Blank::Later(why)) => return Err(why),
+                Err(Blank::Vanished | Blank::Refused(_)) => {}
+            }
+        }
+        Ok(others)
+    }
+
+    /// True if the configured start is for this lane: its topic was not there before, and `start` is not the earliest event.
+    fn start_counts_for(&self, lane: &ToLocate) -> bool {
+        self.settings.start != Start::Earliest && !lane.topic_known && !self.topics.later.contains(&*lane.topic)
     }
 
     fn is_ours(&self, lane: &LaneId) -> bool {
@@ -327,14 +369,16 @@ impl Desk {
         let (low, high) = self.consumer.fetch_watermarks(topic, partition, PATIENCE).map_err(|error| blank(topic, &error))?;
         let low = Position::from_i64(low).unwrap_or_default();
         let high = Position::from_i64(high).unwrap_or_default().max(low);
-        if let Ok(bounds) = Span::new(low, high) {
+        if let Ok(bounds) = Span::new(low, high)
+            && self.is_ours(&lane.lane)
+        {
             look_into(&self.ours).bounds.insert(lane.lane.clone(), bounds);
         }
-        let is_known = lane.topic_known || self.topics.later.contains(topic);
-        let start = match (lane.log, self.settings.start) {
-            (None, Start::At(time)) if !is_known => self.first_since(topic, partition, time.millis_ceil())?.unwrap_or(high),
-            (None, Start::Latest) if !is_known => high,
-            _ => low,
+        let start = match self.settings.start {
+            _ if lane.log.is_some() || !self.start_counts_for(lane) => low,
+            Start::At(time) => self.first_since(topic, partition, time.millis_ceil())?.unwrap_or(high),
+            Start::Latest => high,
+            Start::Earliest => low,
         };
         Ok(place(lane.log, start, low, high))
     }

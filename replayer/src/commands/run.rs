@@ -177,7 +177,10 @@ impl Session {
         let nonce = fresh_uuid(self.clock.now(), &mut rng).to_string();
         let (owner, cursor) = match self.jobs.claim(&job, &owner_name(), &nonce, self.clock.as_ref()).await.map_err(job_failed)? {
             Claim::Ours(owner, cursor) => (owner, cursor),
-            Claim::Completed(cursor) => return Ok(self.say_end(&Report::of(&plan, &cursor), true)),
+            Claim::Completed(cursor) => {
+                self.say_end(&Report::of(&plan, &cursor), true);
+                return Ok(Exit::Done);
+            }
         };
         let ledger = owner.ledger();
         let counters = Arc::new(Counters::default());
@@ -296,8 +299,12 @@ impl Session {
         cursor.beat += 1;
         let report = self.jobs.end(plan, &cursor, ledger, self.clock.as_ref()).await;
         shutdown.ended();
-        let exit = self.say_end(&report.map_err(ledger_failed)?, false);
-        ended.map(|_| exit)
+        self.say_end(&report.map_err(ledger_failed)?, false);
+        // A Job whose pod was evicted is not done: only what is complete ends with 0.
+        ended.map(|ended| match ended {
+            Ended::Completed => Exit::Done,
+            Ended::Stopped => Exit::Unfinished,
+        })
     }
 
     fn admin(&self, job: &str, plan: &Plan, limits: Limits, counters: &Arc<Counters>) -> Result<Option<AdminServer>, Failure> {
@@ -328,7 +335,7 @@ impl Session {
         }
     }
 
-    fn say_end(&self, report: &Report, already: bool) -> Exit {
+    fn say_end(&self, report: &Report, already: bool) {
         match self.show {
             Show::Lines => line(&json!({ "event": "ended", "already": already, "report": report })),
             Show::Bar => {
@@ -340,7 +347,6 @@ impl Session {
                 }
             }
         }
-        Exit::Done
     }
 }
 

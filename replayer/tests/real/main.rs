@@ -153,7 +153,7 @@ async fn term_pauses_and_the_same_job_goes_on_without_repeating() {
     assert!(second.stderr.contains("job paused is being run by another replayer"), "{}", second.stderr);
     first.terminate().expect("it is ours");
     let ended = first.wait(LIMIT).expect("it ends");
-    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert_eq!(ended.code, Some(1), "unfinished: a Job must start another pod: {}", ended.stderr);
     assert!(ended.stdout.contains("\"result\":\"paused\"") && ended.stdout.contains("evicted"), "{}", ended.stdout);
     assert!(bench.must(&["status", "paused"]).stdout.contains("paused ("));
     bench.must(&["run", "--job", "paused", "--rate", "1M/s"]);

@@ -20,6 +20,8 @@ pub(crate) struct TopicDescribed {
     pub(crate) name: String,
     /// The id as Kafka's own tools print it: 128 bits, URL-safe base64 without padding.
     pub(crate) id: Result<String, RDKafkaErrorCode>,
+    /// How many partitions it has.
+    pub(crate) partitions: usize,
 }
 
 /// Asks a broker for the ids of topics.
@@ -213,11 +215,13 @@ unsafe fn one_described(topic: *const sys::rd_kafka_TopicDescription_t) -> Topic
         let code =
             if error.is_null() { sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR } else { sys::rd_kafka_error_code(error) };
         if code != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
-            return TopicDescribed { name, id: Err(code.into()) };
+            return TopicDescribed { name, id: Err(code.into()), partitions: 0 };
         }
         let id = sys::rd_kafka_TopicDescription_topic_id(topic);
         let (most, least) = (sys::rd_kafka_Uuid_most_significant_bits(id), sys::rd_kafka_Uuid_least_significant_bits(id));
-        TopicDescribed { name, id: Ok(topic_id_text(most, least)) }
+        let mut partitions = 0;
+        sys::rd_kafka_TopicDescription_partitions(topic, &mut partitions);
+        TopicDescribed { name, id: Ok(topic_id_text(most, least)), partitions }
     }
 }
 

@@ -72,6 +72,27 @@ async fn an_unknown_lane_begins_where_the_settings_say_but_a_new_partition_at_it
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_is_met_for_the_first_time_is_answered_whole() {
+    let name = topic("met", 3);
+    for partition in 0..3 {
+        produce(&name, partition, 0..10 * (partition as u64 + 1));
+    }
+    for (start, topic_known, others) in [(Start::Latest, false, 2), (Start::Latest, true, 0), (Start::Earliest, false, 0)] {
+        let settings = KafkaSettings { start, ..settings(&format!("met-{start:?}-{topic_known}"), &[&name]) };
+        let (mut consumer, lanes) = assigned(settings).await;
+        let lane = lanes.iter().find(|lane| lane.lane.partition == 1).expect("all three are ours");
+        let question = ToLocate { lane: lane.lane.clone(), topic: lane.topic.clone(), log: None, topic_known };
+        let answers = tokio::time::timeout(LIMIT, consumer.locate(vec![question])).await.expect("in time").expect("located");
+        assert_eq!(answers.len(), 1 + others, "{start:?}, topic known: {topic_known}");
+        for (found, located) in answers {
+            let end = if start == Start::Latest && !topic_known { 10 * (found.partition as u64 + 1) } else { 0 };
+            assert_eq!((located, &found.source), (Located::Start(Position::new(end)), &lane.lane.source));
+        }
+        Box::new(consumer).close().await;
+    }
+}
+
 /// Retention overtakes a reader that has no room: the client loses its position, and the gap is found and passed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn retention_that_overtakes_a_reader_becomes_a_gap() {

@@ -326,7 +326,15 @@ fn locate(state: &State, id: MemberId, start: StartAt, lanes: &[ToLocate]) -> Op
     let ours = state.group.members.get(&id).filter(|_| !state.away)?;
     let asked = lanes.iter().filter(|lane| ours.lanes.contains_key(&lane.lane));
     let answer = |lane: &ToLocate| Some((lane.lane.clone(), locate_one(state.behind(&lane.topic, &lane.lane)?, start, lane)));
-    Some(asked.filter_map(answer).collect())
+    let mut answers: BTreeMap<LaneId, Located> = asked.clone().filter_map(answer).collect();
+    for lane in asked.filter(|lane| lane.log.is_none() && !lane.topic_known && start != StartAt::Earliest) {
+        for partition in 0.. {
+            let other = ToLocate { lane: LaneId::new(Arc::clone(&lane.lane.source), partition), ..lane.clone() };
+            let Some((other, located)) = answer(&other) else { break };
+            answers.entry(other).or_insert(located);
+        }
+    }
+    Some(answers.into_iter().collect())
 }
 
 fn locate_one(partition: &Partition, start: StartAt, lane: &ToLocate) -> Located {
