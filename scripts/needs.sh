@@ -5,7 +5,8 @@
 #   servers  Kafka and the S3 server of the tests (Java, Maven, Go), and openssl for certificates of tests
 #   azurite  the emulator of Azure (Node.js, npm); 365 MB in the cache
 #   ceph     a real Ceph, from packages of Debian in a root of their own (root, apt); 515 MB in the cache
-#   python   the engines that read an archive back (delta-rs, Polars, DuckDB, Spark), in a venv in the cache
+#   python   the engines that read an archive back (delta-rs, pyarrow, Polars, DuckDB, Spark), in a venv in the cache; and those
+#            of needs/readers.txt, as far as they can be had: venv-test/.without names the others
 #   deny     cargo-deny
 #
 # Debian's packages are installed where we are root; otherwise one line names all that is missing. Everything else lands in the
@@ -81,6 +82,11 @@ get_servers() {
 }
 
 get_python() {
+  get_engines
+  get_readers
+}
+
+get_engines() {
   local wanted
   wanted=$(cat scripts/needs/requirements.txt scripts/needs/spark-pom.xml | sha256sum)
   [ "$(cat "$cache/venv-test/.complete" 2>/dev/null)" != "$wanted" ] || return 0
@@ -92,6 +98,21 @@ get_python() {
   mvn -B -q -f "$pom/pom.xml" org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies \
     -DincludeScope=runtime -DexcludeArtifactIds=scala-library -DoutputDirectory="$cache/spark-jars" >&2
   echo "$wanted" >"$cache/venv-test/.complete"
+}
+
+# Each by itself: a platform that has no package of one still tests the others. What is missing is tried again each time.
+get_readers() {
+  local engine requirement without='' place=$cache/venv-test
+  while read -r engine requirement; do
+    case $engine in '' | '#'*) continue ;; esac
+    grep -qxF "$requirement" "$place/.readers" 2>/dev/null && continue
+    if "$place/bin/pip" install -q --disable-pip-version-check -c scripts/needs/requirements.txt "$requirement" </dev/null; then
+      echo "$requirement" >>"$place/.readers"
+    else
+      without="$without $engine"
+    fi
+  done <scripts/needs/readers.txt
+  echo "$without" >"$place/.without"
 }
 
 # A tool, not a product: unoptimised it builds in a quarter of the time, and still checks in seconds.

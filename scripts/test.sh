@@ -2,8 +2,8 @@
 # All tests: what `make test` and CI run. Ends with one line, "N passed, N failed".
 #
 # Gets what it needs (needs.sh), then format, lints, docs, licences and walls, unit tests and integration tests on real servers,
-# deploy checks. A step that fails counts as one failure and the others still run; a missing server fails. Only stores that a
-# machine cannot hold (Ceph without root, for example) are left out, and then the end names them.
+# deploy checks. A step that fails counts as one failure and the others still run; a missing server fails. Only stores and query
+# engines that a machine cannot hold (Ceph without root, for example) are left out, and then the end names them.
 set -uo pipefail
 . "$(dirname "$0")/lib.sh"
 
@@ -80,6 +80,8 @@ step "Kafka and S3 servers" scripts/needs.sh servers
 store "Azurite" azurite
 store "Ceph" ceph
 step "query engines" scripts/needs.sh python
+export TAPEDECK_READERS_WITHOUT=$(cat "$cache/venv-test/.without" 2>/dev/null)
+for engine in $TAPEDECK_READERS_WITHOUT; do untested+=("$engine: pip could not install it"); done
 step "cargo-deny" scripts/needs.sh deny
 
 say "the code"

@@ -1,7 +1,8 @@
 //! Collects the deliveries of one table into a batch: contiguous spans by lane, rows by group (topic and hour).
 //!
 //! Promises: the batches of a lane, laid end to end, cover every position exactly once; a delivery that does not begin where
-//! its lane stands is refused, never fitted in. Pure: takes the time, never asks for it. Never: encode, store, log.
+//! its lane stands is refused, never fitted in; an over-size event is a group of its own (`apart`). Pure: takes the time, never
+//! asks for it. Never: encode, store, log.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,8 +12,11 @@ use tapedeck_common::budget::BytePermit;
 use tapedeck_common::bus::Deliveries;
 use tapedeck_common::columns::{Columns, ColumnsPool};
 use tapedeck_common::commit::{Advance, Record, SegmentRef};
+use tapedeck_common::limits::OVERSIZE_SHARE;
 use tapedeck_common::position::{LaneId, NotContiguous, Position, Span};
 use tapedeck_common::time::{Timestamp, Window};
+
+mod apart;
 
 /// Blocks smaller than this are copied onto the end of their lane's previous block: many tiny blocks pack badly.
 const SMALL_BLOCK_BYTES: usize = 64 << 10;
@@ -32,6 +36,8 @@ pub struct GroupKey {
     pub topic: Arc<str>,
     /// The hour.
     pub window: Window,
+    /// Partition and position of an over-size event, which shares with none.
+    pub lone: Option<(i32, Position)>,
 }
 
 /// Rows of one group that leave for the encoder together, with the room that they take.
@@ -146,9 +152,10 @@ impl OpenBatch {
         self.groups.iter().map(|(key, group)| (key, group.bytes)).filter(|(_, bytes)| *bytes > 0)
     }
 
-    /// Groups whose waiting rows have reached `chunk_bytes`.
+    /// Groups whose waiting rows have reached `chunk_bytes`, and over-size events.
     pub fn full_groups(&self, chunk_bytes: usize) -> Vec<GroupKey> {
-        self.groups.iter().filter(|(_, group)| group.bytes >= chunk_bytes).map(|(key, _)| key.clone()).collect()
+        let is_full = |(key, group): &(&GroupKey, &Group)| group.bytes >= chunk_bytes || (key.lone.is_some() && group.bytes > 0);
+        self.groups.iter().filter(is_full).map(|(key, _)| key.clone()).collect()
     }
 
     /// The group among `open` to which nothing was added for the longest time.
@@ -195,9 +202,16 @@ struct LaneState {
 pub struct Batcher {
     lanes: BTreeMap<LaneId, LaneState>,
     open: Option<OpenBatch>,
+    /// The size from which on an event is over-size, if there is any.
+    oversize: Option<usize>,
 }
 
 impl Batcher {
+    /// Sets events apart that are over-size in a budget of `capacity` bytes.
+    pub fn within(capacity: usize) -> Self {
+        Self { oversize: Some(capacity / OVERSIZE_SHARE), ..Self::default() }
+    }
+
     /// A lane of this table is read from `position` on.
     pub fn resume(&mut self, lane: &LaneId, position: Position) {
         self.lanes.insert(lane.clone(), LaneState { next: position, idle: None });
@@ -278,13 +292,13 @@ impl Batcher {
         state.next = piece.until();
         state.idle = None;
         let open = self.open.get_or_insert_with(|| OpenBatch::new(now.0, now.1));
-        open.add(run, piece, now.1, pool);
+        open.add(run, piece, now.1, self.oversize, pool);
         Ok(())
     }
 }
 
 impl OpenBatch {
-    fn add(&mut self, run: Deliveries, piece: Span, now: Duration, pool: &ColumnsPool) {
+    fn add(&mut self, mut run: Deliveries, piece: Span, now: Duration, oversize: Option<usize>, pool: &ColumnsPool) {
         let rows = run.events.len() as u64;
         let share =
             self.lanes.entry(run.lane.clone()).or_insert(LaneShare { span: Span::empty_at(piece.from()), rows: 0, skipped: 0 });
@@ -293,13 +307,17 @@ impl OpenBatch {
         share.skipped += run.skipped;
         self.rows += rows;
         self.payload_bytes += run.events.payload_bytes() as u64;
+        let first = run.events.times.iter().min().map(|first| Timestamp::from_micros(*first));
+        self.oldest = self.oldest.into_iter().chain(first).min();
+        if let Some(oversize) = oversize.filter(|oversize| run.events.memory_bytes() >= *oversize) {
+            self.set_apart(&mut run, oversize, now, pool);
+        }
         let (Some(first), Some(last)) = (run.events.times.iter().min(), run.events.times.iter().max()) else {
             pool.give_back(run.events);
             return;
         };
         let (first, last) = (Timestamp::from_micros(*first), Timestamp::from_micros(*last));
-        self.oldest = Some(self.oldest.map_or(first, |oldest| oldest.min(first)));
-        let key = |window| GroupKey { source: Arc::clone(&run.lane.source), topic: Arc::clone(&run.topic), window };
+        let key = |window| GroupKey { source: Arc::clone(&run.lane.source), topic: Arc::clone(&run.topic), window, lone: None };
         if Window::of(first) == Window::of(last) {
             let group = self.groups.entry(key(Window::of(first))).or_default();
             group.touched = now;

@@ -16,6 +16,7 @@ use tapedeck_common::limits::{BATCH_GROUPS_MAX, CHUNK_BYTES, OPEN_SEGMENTS_MAX};
 use tapedeck_common::position::{LaneId, Position};
 use tapedeck_common::time::Timestamp;
 use tokio::sync::Mutex;
+use tracing::info;
 
 use crate::batcher::{Batcher, Chunk, GroupKey, OpenBatch};
 use crate::pipeline::Shared;
@@ -94,12 +95,12 @@ pub struct Table {
 }
 
 impl Table {
-    /// A table whose records go to `log`.
-    pub fn new(name: Arc<str>, log: SharedLog) -> Self {
+    /// A table whose records go to `log`, with memory out of `budget`.
+    pub fn new(name: Arc<str>, log: SharedLog, budget: &ByteBudget) -> Self {
         Self {
             name,
             log,
-            batcher: Batcher::default(),
+            batcher: Batcher::within(budget.capacity()),
             segments: BTreeMap::new(),
             finished: Vec::new(),
             guards: Vec::new(),
@@ -149,14 +150,25 @@ impl Table {
     fn feed_group(&mut self, key: &GroupKey, store: &Segments) -> bool {
         let Some(open) = self.batcher.open_mut() else { return false };
         if !self.segments.contains_key(key) {
-            make_room(&mut self.segments, &mut self.finished, open);
+            if key.lone.is_none() {
+                make_room(&mut self.segments, &mut self.finished, open);
+            }
             self.segments.insert(key.clone(), store.open(&self.name, key, open.opened_at));
         }
         let segment = self.segments.get_mut(key).expect("inserted above");
         if !segment.has_room() {
             return false;
         }
-        open.take_chunk(key).is_some_and(|chunk| segment.send(chunk))
+        let sent = open.take_chunk(key).is_some_and(|chunk| segment.send(chunk));
+        if let Some((partition, position)) = key.lone
+            && let Some(mut segment) = self.segments.remove(key)
+        {
+            // Nothing else comes, and its memory is to leave now, not when the batch is sealed.
+            segment.close();
+            self.finished.push(segment);
+            info!(table = %self.name, topic = &*key.topic, partition, %position, "over-size event, stored in a segment of its own");
+        }
+        sent
     }
 
     /// What the table holds in memory.

@@ -216,10 +216,10 @@ impl Worker {
             self.inner.progress.send_modify(|count| *count += 1);
             self.encode(chunk).await?;
             let parts = self.writer().take_parts(PART_BYTES);
-            for part in parts {
-                // What the writer let go of is held by the upload from here on.
-                let room = self.inner.budget.force(part.len());
-                self.account();
+            // What the writer let go of is held by the upload from here on, also what waits for its turn there.
+            let parts: Vec<_> = parts.into_iter().map(|part| (self.inner.budget.force(part.len()), part)).collect();
+            self.account();
+            for (room, part) in parts {
                 self.upload.as_mut().expect("not finished yet").push(part, Some(room)).await?;
             }
         }

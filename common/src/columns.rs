@@ -3,9 +3,11 @@
 //! Promises: what was pushed reads back byte for byte, null and empty apart; buffers keep their capacity when cleared, so
 //! that a pool of them never touches fresh memory. Never: parse a payload.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use crate::event::{Header, TimeKind};
+use crate::limits::{OVERSIZE_ROOM, OVERSIZE_SHARE};
 use crate::position::Position;
 use crate::time::Timestamp;
 
@@ -101,6 +103,10 @@ impl ByteColumn {
         self.nulls += other.nulls;
     }
 
+    fn row_bytes(&self, rows: Range<usize>) -> usize {
+        (self.offsets[rows.end] - self.offsets[rows.start]) as usize
+    }
+
     fn capacity(&self) -> usize {
         self.bytes.capacity() + self.offsets.capacity() * 4 + self.valid.capacity()
     }
@@ -162,6 +168,11 @@ impl PairColumn {
 
     fn bytes(&self) -> usize {
         self.names.bytes.len() + self.values.bytes.len()
+    }
+
+    fn row_bytes(&self, row: usize) -> usize {
+        let pairs = self.ends[row] as usize..self.ends[row + 1] as usize;
+        self.names.row_bytes(pairs.clone()) + self.values.row_bytes(pairs)
     }
 }
 
@@ -280,6 +291,23 @@ impl Columns {
         self.payload_bytes() + self.properties.bytes() + self.len() * ROW_OVERHEAD_BYTES
     }
 
+    /// The raw size of one row: its part of [`Self::memory_bytes`].
+    pub fn row_bytes(&self, row: usize) -> usize {
+        let pairs = self.headers.row_bytes(row) + self.properties.row_bytes(row);
+        self.keys.row_bytes(row..row + 1) + self.values.row_bytes(row..row + 1) + pairs + ROW_OVERHEAD_BYTES
+    }
+
+    /// The room that the rows take in a budget of `capacity`: their size, and for over-size ones what packing them needs besides.
+    pub fn room_bytes(&self, capacity: usize) -> usize {
+        let size = self.memory_bytes();
+        let oversize = capacity / OVERSIZE_SHARE;
+        if size < oversize {
+            return size;
+        }
+        let large = (0..self.len()).map(|row| self.row_bytes(row)).filter(|bytes| *bytes >= oversize);
+        size + (OVERSIZE_ROOM - 1) * large.sum::<usize>()
+    }
+
     /// Empties all columns and keeps their capacity.
     pub fn clear(&mut self) {
         self.positions.clear();
@@ -377,6 +405,21 @@ mod tests {
             (0..source.len()).for_each(|row| rows.push_row_of(&source, row));
         }
         assert_eq!(format!("{whole:?}"), format!("{rows:?}"));
+    }
+
+    #[test]
+    fn rows_add_up_and_large_ones_take_more_room() {
+        let mut columns = Columns::default();
+        for position in 0..9 {
+            let value = vec![b'x'; if position == 4 { 5_000 } else { 10 }];
+            let name = "h".repeat(position as usize);
+            columns.push(fields(position, Some(b"key"), Some(&value)), [(name.as_str(), Some(&b"v"[..]))], [("p", "q")]);
+        }
+        let rows: usize = (0..9).map(|row| columns.row_bytes(row)).sum();
+        assert_eq!(rows, columns.memory_bytes());
+        let large = columns.row_bytes(4);
+        assert_eq!(columns.room_bytes(8 * large), rows + (OVERSIZE_ROOM - 1) * large);
+        assert_eq!(columns.room_bytes(8 * large + 8), rows, "just not over-size");
     }
 
     #[test]

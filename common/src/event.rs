@@ -55,6 +55,9 @@ pub const PROPERTY_RAW_TIME: &str = "raw_timestamp";
 /// The property that keeps the raw bytes (base64) of the names of headers that are not UTF-8, as `<index>` appended.
 pub const PROPERTY_RAW_HEADER: &str = "raw_header_name.";
 
+/// The property that an over-size event carries, which lies in a segment of its own: its size in bytes.
+pub const PROPERTY_OVERSIZE: &str = "oversize";
+
 /// The header that marks an event as a copy that a replay published.
 pub const HEADER_REPLAY_JOB: &str = "x-replay-job";
 

@@ -47,6 +47,13 @@ pub const MEMORY_BUDGET_DEFAULT: u64 = 512 * MIB as u64;
 /// The smallest `memory.budget` in which one batch read and one open segment fit.
 pub const MEMORY_BUDGET_MIN: u64 = 32 * MIB as u64;
 
+/// An event of this share of the memory budget is over-size: it goes into a segment of its own. Smaller ones fit beside each other.
+pub const OVERSIZE_SHARE: usize = 8;
+
+/// The room of an over-size event, in times of its size: while it is packed there are the event, its page, and the packed page
+/// twice, in the packer's buffer and on its way into the object.
+pub const OVERSIZE_ROOM: usize = 4;
+
 /// Default of `shutdown.grace`; Kubernetes kills after 30 s.
 pub const SHUTDOWN_GRACE_DEFAULT: Duration = Duration::from_secs(25);
 

@@ -27,6 +27,9 @@ use crate::merge::{Merge, Mismatch, Piece, Rows, Share, Step};
 use crate::plan::{Plan, PlannedSegment};
 use crate::progress::Counters;
 
+#[cfg(test)]
+mod flips;
+
 /// Rows that travel together to whoever publishes them.
 const CHUNK_ROWS: usize = 512;
 
@@ -423,24 +426,34 @@ async fn fetch_whole(store: &Store, planned: &PlannedSegment) -> Result<SegmentR
     if bytes.len() as u64 != planned.size {
         return Err(damaged(format!("it has {} bytes, the log says {}", bytes.len(), planned.size)));
     }
-    let (name, expected) = (key.to_string(), planned.blake3.clone());
-    let verified = tokio::task::spawn_blocking(move || verify(&name, &expected, bytes)).await;
+    let (name, planned) = (key.to_string(), planned.clone());
+    let verified = tokio::task::spawn_blocking(move || verify(&name, &planned, bytes)).await;
     verified.map_err(|error| StreamError::Stopped(Box::new(error)))?
 }
 
-fn verify(key: &str, expected: &str, bytes: Bytes) -> Result<SegmentReader, StreamError> {
-    let hash = blake3::hash(&bytes).to_hex();
+fn verify(key: &str, planned: &PlannedSegment, bytes: Bytes) -> Result<SegmentReader, StreamError> {
+    let (hash, expected) = (blake3::hash(&bytes).to_hex(), &planned.blake3);
     if hash.as_str() != expected {
         return Err(StreamError::Damaged { key: key.to_owned(), what: format!("its BLAKE3 is {hash}, the log says {expected}") });
     }
-    Ok(SegmentReader::from_bytes(key, bytes)?)
+    of_topic(SegmentReader::from_bytes(key, bytes)?, key, planned)
+}
+
+/// Under the wrong topic whole events would go where they never belonged.
+fn of_topic(reader: SegmentReader, key: &str, planned: &PlannedSegment) -> Result<SegmentReader, StreamError> {
+    if reader.topic() == Some(planned.topic.as_str()) {
+        return Ok(reader);
+    }
+    let what = format!("it is of topic {:?}, the log says {}", reader.topic(), planned.topic);
+    Err(StreamError::Damaged { key: key.to_owned(), what })
 }
 
 /// For objects too large to hold: proves it first, then reads it by ranges.
 async fn fetch_checked(store: &Store, planned: &PlannedSegment) -> Result<SegmentReader, StreamError> {
     let (key, vouched) = (key_of(planned), vouched(planned));
     verify_object(store.patient.as_ref(), &key, &vouched).await?;
-    Ok(SegmentReader::open_vouched(Arc::clone(&store.patient), key, &vouched).await?)
+    let name = key.to_string();
+    of_topic(SegmentReader::open_vouched(Arc::clone(&store.patient), key, &vouched).await?, &name, planned)
 }
 
 fn unreadable(key: &Path, error: object_store::Error) -> StreamError {

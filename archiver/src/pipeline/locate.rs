@@ -147,7 +147,8 @@ impl Pipeline {
         let mut again = Vec::new();
         for (known, _) in &lanes {
             let name = self.shared.tables.table_of(&known.topic);
-            let table = self.tables.entry(Arc::clone(&name)).or_insert_with(|| Table::new(name, Arc::clone(&known.table_log)));
+            let new = || Table::new(Arc::clone(&name), Arc::clone(&known.table_log), &self.shared.budget);
+            let table = self.tables.entry(Arc::clone(&name)).or_insert_with(new);
             if table.batcher.open().is_some_and(|open| open.touches(&known.lane)) {
                 // The lane went and came back while its events wait here: they would be read into the same batch once more.
                 again.extend(table.abandon());

@@ -1,9 +1,17 @@
 //! Stores and busses that are away, memory that runs short.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tapedeck_common::limits::MEMORY_BUDGET_MIN;
+use tapedeck_common::Position;
+use tapedeck_common::budget::ByteBudget;
+use tapedeck_common::limits::{MEMORY_BUDGET_MIN, OVERSIZE_ROOM, OVERSIZE_SHARE};
 use tapedeck_sim::{BusEvent, Call, Fault, When, settle};
+use tapedeck_storage::log::TableView;
+use tapedeck_storage::log::view::History;
+use tapedeck_storage::store::Store;
 
 use super::SECOND;
 use super::world::{AGE_MAX, LONG, Setup, TICK, World};
@@ -102,6 +110,76 @@ async fn an_event_larger_than_the_whole_budget_gets_through() {
     world.publish("orders", 3);
     world.advance(3 * AGE_MAX).await;
     world.check_all_archived().await;
+    assert!(running.leave(&world).await.is_ok());
+    assert_eq!(process.budget.used(), 0);
+}
+
+/// The highest use of a budget, looked at all the time by a thread of its own.
+struct HighWater {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<usize>,
+}
+
+impl HighWater {
+    fn of(budget: &ByteBudget) -> Self {
+        let (stop, budget) = (Arc::new(AtomicBool::new(false)), budget.clone());
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut highest = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                highest = budget.used().max(highest);
+                std::thread::park_timeout(Duration::from_micros(100));
+            }
+            highest
+        });
+        Self { stop, thread }
+    }
+
+    fn end(self) -> usize {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("no panic")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn over_size_events_get_through_beside_the_others_each_in_a_segment_of_its_own() {
+    let policy = SealPolicy { bytes_max: 1 << 40, age_max: 10 * LONG };
+    let setup = Setup { budget_bytes: MEMORY_BUDGET_MIN as usize, policy, ..Setup::default() };
+    let (world, process, running) = World::reading(setup, 2).await;
+    let oversize = process.budget.capacity() / OVERSIZE_SHARE;
+    // Memory that stays, since it waits for more events: less than would be relieved, more than would leave room for a giant.
+    let mut noise = fastrand::Rng::with_seed(1);
+    let mut large = |bytes: usize| {
+        let mut value = vec![0; bytes];
+        noise.fill(&mut value);
+        BusEvent::of(value)
+    };
+    (0..20).for_each(|_| world.bus.publish("orders", 1, large(500_000)));
+    world.advance(SECOND).await;
+    let high_water = HighWater::of(&process.budget);
+    let sizes = [1 << 20, oversize - 200, oversize, 16 << 20, 64 << 20, 5 << 20];
+    for bytes in sizes {
+        world.publish("orders", 3);
+        world.bus.publish("orders", 0, large(bytes));
+    }
+    world.publish("orders", 3);
+    // No batch grows old and nobody seals, so that whoever waited for such memory would wait for ever.
+    world.advance(Duration::from_secs(30)).await;
+    let status = running.status.borrow().clone();
+    let taken_in: u64 = status.lanes.iter().filter_map(|lane| lane.next).map(Position::get).sum();
+    assert_eq!(taken_in, world.bus.published().len() as u64, "all of them are taken in");
+    process.seal().await;
+    world.advance(SECOND).await;
+    let (highest, room) = (high_water.end(), (OVERSIZE_ROOM + 1) * sizes[4]);
+    println!("{} MiB at most in a budget of {} MiB", highest >> 20, process.budget.capacity() >> 20);
+    assert!(highest <= process.budget.capacity() + room, "{highest} bytes: more than the budget and one giant's room");
+    world.check_all_archived().await;
+    let view = TableView::load(&Store::of(world.below()), "orders", None, History::Recent).await.expect("it can be read");
+    let lone =
+        view.segments.iter().filter(|live| live.segment.rows == 1).map(|live| live.segment.lanes[0].payload_bytes as usize);
+    let mut lone: Vec<_> = lone.collect();
+    lone.sort_unstable();
+    assert_eq!(lone, [oversize, 5 << 20, 16 << 20, 64 << 20]);
     assert!(running.leave(&world).await.is_ok());
     assert_eq!(process.budget.used(), 0);
 }

@@ -1,15 +1,18 @@
 """Reads a table of an archive with an engine that knows nothing of us, and writes every event down for the test to judge.
 
-usage: read_back.py deltalake|polars|duckdb|spark TABLE_FOLDER OUT
-       read_back.py checkpoint TABLE_FOLDER    delta-rs writes a checkpoint of its own into our log
-Each event: partition i32, offset i64, time in ms i64, key, value, header count i32, then name and value of each header.
-A byte string is its length (i32, -1 for null) and its bytes. All little endian.
+usage: read_back.py ENGINE TABLE_FOLDER OUT     an engine is a function of this file that takes a folder
+       read_back.py checkpoint TABLE_FOLDER     delta-rs writes a checkpoint of its own into our log
+Prints the engine, how it came to the files, and the count. Each event: partition i32, offset i64, time in ms i64, key, value,
+header count i32, then name and value of each header. A byte string is its length (i32, -1 for null) and its bytes. All little endian.
 """
 import os
 import struct
 import sys
 
 COLUMNS = ["source_partition", "source_offset", "event_time", "key", "value", "headers"]
+ROWS = 8192
+BY_LOG = "by the log"
+BY_LIST = "by the list of live files"
 
 
 def text(data):
@@ -35,18 +38,40 @@ def write(out, partition, offset, time, key, value, headers):
         out.write(text(name) + text(data))
 
 
-def arrow_rows(table):
+def arrow_rows(batches):
     import pyarrow as pa
-    for batch in table.select(COLUMNS).to_batches():
-        time = batch.column(2).cast(pa.int64()).to_pylist()
-        rest = [batch.column(i).to_pylist() for i in (0, 1, 3, 4, 5)]
-        for (partition, offset, key, value, headers), at in zip(zip(*rest), time):
-            yield partition, offset, at, key, value, headers
+    for batch in batches:
+        columns = [batch.column(name) for name in COLUMNS]
+        columns[2] = columns[2].cast(pa.int64())
+        yield from zip(*[column.to_pylist() for column in columns])
+
+
+def live_files(folder):
+    from deltalake import DeltaTable
+    return DeltaTable(folder).file_uris()
 
 
 def deltalake(folder):
+    """delta-rs, by the engine that it carries."""
+    import pyarrow as pa
+    from deltalake import DeltaTable, QueryBuilder
+    reader = QueryBuilder().register("events", DeltaTable(folder)).execute(f"select {', '.join(COLUMNS)} from events")
+    return BY_LOG, arrow_rows(pa.RecordBatchReader.from_stream(reader))
+
+
+def pyarrow(folder):
+    """Arrow's own Parquet reader; delta-rs reads the log for it."""
     from deltalake import DeltaTable
-    yield from arrow_rows(DeltaTable(folder).to_pyarrow_table())
+    return BY_LOG, arrow_rows(DeltaTable(folder).to_pyarrow_dataset().to_batches(columns=COLUMNS))
+
+
+def delta_kernel(folder):
+    """delta-kernel-rs, as Delta Sharing's client carries it."""
+    import delta_kernel_rust_sharing_wrapper as kernel
+    url = "file://" + os.path.abspath(folder) + "/"
+    interface = kernel.PythonInterface(url)
+    snapshot = kernel.Table(url).snapshot(interface)
+    return BY_LOG, arrow_rows(kernel.ScanBuilder(snapshot).build().execute(interface))
 
 
 def polars(folder):
@@ -54,17 +79,40 @@ def polars(folder):
     import pyarrow as pa
     table = pl.scan_delta(folder).select(COLUMNS).collect().to_arrow()
     times = table.column("event_time").cast(pa.timestamp("us", "UTC"))
-    yield from arrow_rows(table.set_column(COLUMNS.index("event_time"), "event_time", times))
+    table = table.set_column(COLUMNS.index("event_time"), "event_time", times)
+    return BY_LOG, arrow_rows(table.to_batches())
 
 
 def duckdb(folder):
-    """By the files that the log says are live: DuckDB's own delta extension has to be downloaded."""
+    """DuckDB's own delta extension has to be downloaded from a place that not everybody reaches."""
     import duckdb as engine
-    from deltalake import DeltaTable
-    files = DeltaTable(folder).file_uris()
     columns = ", ".join(c if c != "event_time" else "epoch_us(event_time) as event_time" for c in COLUMNS)
-    for row in engine.execute(f"select {columns} from read_parquet($1)", [files]).fetchall():
-        yield row
+    found = engine.execute(f"select {columns} from read_parquet($1)", [live_files(folder)])
+
+    def rows():
+        while some := found.fetchmany(ROWS):
+            yield from some
+    return BY_LIST, rows()
+
+
+def datafusion(folder):
+    from datafusion import SessionContext
+    from deltalake import DeltaTable
+    context = SessionContext()
+    context.register_table("events", DeltaTable(folder))
+    found = context.sql(f"select {', '.join(COLUMNS)} from events")
+    return BY_LOG, arrow_rows(batch.to_pyarrow() for batch in found.execute_stream())
+
+
+def chdb(folder):
+    """ClickHouse. It reads only below the folder that it stands in; its strings are bytes, and as Arrow must not be taken for text."""
+    import chdb as engine
+    import pyarrow as pa
+    columns = ", ".join(c if c != "event_time" else "toUnixTimestamp64Micro(event_time) as event_time" for c in COLUMNS)
+    os.chdir("/")
+    found = engine.query(f"select {columns} from deltaLakeLocal('{folder}') settings output_format_arrow_string_as_string = 0",
+                         "ArrowStream")
+    return BY_LOG, arrow_rows(pa.ipc.open_stream(found.bytes()))
 
 
 def spark(folder):
@@ -77,8 +125,7 @@ def spark(folder):
                .config("spark.sql.session.timeZone", "UTC").config("spark.ui.enabled", "false").getOrCreate())
     session.sparkContext.setLogLevel("ERROR")
     micros = [c if c != "event_time" else "unix_micros(event_time) as event_time" for c in COLUMNS]
-    for row in session.read.format("delta").load(folder).selectExpr(*micros).toLocalIterator():
-        yield tuple(row)
+    return BY_LOG, map(tuple, session.read.format("delta").load(folder).selectExpr(*micros).toLocalIterator())
 
 
 if __name__ == "__main__":
@@ -87,9 +134,11 @@ if __name__ == "__main__":
         DeltaTable(sys.argv[2]).create_checkpoint()
         sys.exit()
     engine, folder, path = sys.argv[1:]
+    # Modules of the same names as these functions are imported by them, not found beside this file.
+    way, rows = globals()[engine](folder)
     count = 0
     with open(path, "wb") as out:
-        for row in globals()[engine](folder):
+        for row in rows:
             write(out, *row)
             count += 1
-    print(engine, count)
+    print(engine, way, count)

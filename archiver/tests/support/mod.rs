@@ -177,7 +177,8 @@ fn settings(max_age: &str) -> String {
     format!("seal: {{ max_age: {max_age} }}\nmemory: {{ budget: 128MiB }}\nadmin: {{ listen: '127.0.0.1:0' }}\n")
 }
 
-fn block_on<T>(work: impl Future<Output = T>) -> T {
+/// Runs what waits for a store.
+pub fn block_on<T>(work: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(work)
 }

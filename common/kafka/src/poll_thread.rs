@@ -19,7 +19,7 @@ use tapedeck_common::bus::{AssignedLane, BusError, Deliveries, RevokeGuard};
 use tapedeck_common::clock::Clock;
 use tapedeck_common::columns::ColumnsPool;
 use tapedeck_common::error::ErrorKind;
-use tapedeck_common::limits::FETCH_QUEUE_KIB;
+use tapedeck_common::limits::{FETCH_QUEUE_KIB, OVERSIZE_SHARE};
 use tapedeck_common::position::{LaneId, Position, Span};
 use tapedeck_common::time::Timestamp;
 use tokio::sync::mpsc;
@@ -269,7 +269,8 @@ impl PollThread {
 
     // ---- reading ----
 
-    /// Room for the worst read: a read ends before an event as large as the largest of late could exceed it.
+    /// Room for the worst read: a read ends before an event as large as the largest of late could exceed it. Over-size ones are
+    /// not waited for, since memory that waits for more events may never leave so much room: one at a time gets in beside it.
     /// `None` after a wait in vain, so that the group is served meanwhile.
     fn room(&mut self) -> Option<BytePermit> {
         let bytes = READ_BYTES.min(self.parts.budget.capacity() / 16) + self.largest;
@@ -306,7 +307,8 @@ impl PollThread {
         let (runs, largest) = reading.finish();
         self.note_usual(&runs);
         // Forgotten bit by bit, so that one giant does not hold room for ever.
-        self.largest = largest.max(self.largest - self.largest / 16);
+        let oversize = self.parts.budget.capacity() / OVERSIZE_SHARE;
+        self.largest = largest.min(oversize).max(self.largest - self.largest / 16);
         if runs.is_empty() {
             return;
         }
@@ -356,7 +358,7 @@ impl PollThread {
                 self.parts.pool.give_back(run.events);
                 continue;
             }
-            let bytes = run.events.memory_bytes();
+            let bytes = run.events.room_bytes(self.parts.budget.capacity());
             let mut permit = room.split(bytes);
             permit.resize(bytes);
             self.parts.counters.add_events(run.events.len() as u64);

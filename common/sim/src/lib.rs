@@ -15,4 +15,4 @@ pub use bus::{MemberId, MemoryBus, MemoryConsumer};
 pub use clock::{GENESIS, ManualClock, settle};
 pub use event::BusEvent;
 pub use memory_log::MemoryLog;
-pub use store::{Call, Fault, FaultyStore, When};
+pub use store::{Call, Distance, Fault, FaultyStore, When};

@@ -92,7 +92,12 @@ pub fn segment_window(path: &str) -> Option<Window> {
     (date.len() == 10).then(|| Window::parse(date, hour))?
 }
 
-/// The key of an object of a table, from the table's true name and the path that a record holds.
+/// True if a record may name a segment like this: any other path is no key, or the key of something else.
+pub fn is_segment_path(path: &str) -> bool {
+    !path.is_empty() && Path::parse(path).is_ok_and(|parsed| parsed.as_ref() == path)
+}
+
+/// The key of an object of a table, from the table's true name and the path that a record holds ([`is_segment_path`]).
 pub fn table_object(table: &str, path: &str) -> Path {
     key(&format!("{}/{path}", table_folder(table)))
 }

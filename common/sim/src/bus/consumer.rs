@@ -15,7 +15,7 @@ use tapedeck_common::clock::Clock as _;
 use tapedeck_common::columns::{Columns, ColumnsPool, EventFields, ROW_OVERHEAD_BYTES};
 use tapedeck_common::commit::{GapCause, Receipt};
 use tapedeck_common::event::TimeKind;
-use tapedeck_common::limits::READ_BATCH_EVENTS;
+use tapedeck_common::limits::{OVERSIZE_SHARE, READ_BATCH_EVENTS};
 use tapedeck_common::position::{LaneId, Position, Span};
 
 use super::group::{MemberId, Reading};
@@ -161,7 +161,7 @@ impl MemoryConsumer {
 
     /// A run is small beside the budget, whatever its events weigh; one event alone may be as large as it is.
     fn cut_run<'a>(&self, events: impl Iterator<Item = (u64, &'a BusEvent)>) -> Vec<(u64, &'a BusEvent)> {
-        let bytes_max = self.options.budget.capacity() / 8;
+        let bytes_max = self.options.budget.capacity() / OVERSIZE_SHARE;
         let mut bytes = 0;
         let fits = |(_, event): &(u64, &BusEvent)| {
             let first = bytes == 0;
@@ -184,10 +184,13 @@ impl MemoryConsumer {
         let until = Position::new(*last).next();
         let skips = |event: &BusEvent| self.options.skip_replayed && event.is_replayed();
         let kept = || events.iter().filter(|(_, event)| !skips(event));
-        let bytes = kept().map(|(_, event)| memory_of(event)).sum();
-        let permit = self.options.budget.try_reserve(bytes).ok_or(bytes)?;
+        let bytes: usize = kept().map(|(_, event)| memory_of(event)).sum();
+        // An over-size event gets in beside what is held, as it does from a real bus.
+        let reserved = bytes.min(self.options.budget.capacity() / OVERSIZE_SHARE);
+        let mut permit = self.options.budget.try_reserve(reserved).ok_or(reserved)?;
         let mut columns = self.options.pool.take();
         kept().for_each(|(position, event)| push(&mut columns, *position, event));
+        permit.resize(columns.room_bytes(self.options.budget.capacity()));
         let skipped = (events.len() - columns.len()) as u64;
         reading.next = Some(until);
         Ok(Some(run_of(lane, reading, Span::new(next, until).expect("events lie ahead"), columns, skipped, permit)))

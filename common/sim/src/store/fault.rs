@@ -1,6 +1,11 @@
-//! Faults of a store, and when they strike: written down by a test, or drawn from a seed.
+//! Faults of a store, and when they strike: written down by a test, or drawn from a seed. And how far away it is.
 
 use std::fmt;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tapedeck_common::clock::Clock;
 
 /// A kind of request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -126,6 +131,29 @@ impl Chaos {
         }
         let possible: Vec<_> = self.faults.iter().copied().filter(|fault| can_suffer(call, *fault)).collect();
         (!possible.is_empty()).then(|| possible[self.rng.usize(..possible.len())])
+    }
+}
+
+/// How far away a store is: every request takes a time of its own, half of it before anything happens.
+pub struct Distance {
+    /// On which it passes.
+    pub clock: Arc<dyn Clock>,
+    /// Where chance comes from.
+    pub rng: fastrand::Rng,
+    /// The shortest and the longest request, in microseconds; all between are as likely.
+    pub micros: RangeInclusive<u64>,
+}
+
+impl fmt::Debug for Distance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Distance({:?} us)", self.micros)
+    }
+}
+
+impl Distance {
+    /// The way there, which is as long as the way back.
+    pub(super) fn draw(&mut self) -> (Arc<dyn Clock>, Duration) {
+        (Arc::clone(&self.clock), Duration::from_micros(self.rng.u64(self.micros.clone()) / 2))
     }
 }
 

@@ -22,7 +22,7 @@ use object_store::{
 };
 use tokio::sync::watch;
 
-pub use fault::{Call, Chaos, Fault, When};
+pub use fault::{Call, Chaos, Distance, Fault, When};
 use multipart::FaultyUpload;
 
 const NAME: &str = "faulty";
@@ -48,6 +48,7 @@ struct Control {
 struct State {
     script: Vec<(When, Fault)>,
     chaos: Option<Chaos>,
+    distance: Option<Distance>,
     calls: Vec<(Call, String)>,
     late: Vec<(Path, PutPayload, PutOptions)>,
 }
@@ -72,9 +73,19 @@ impl Control {
         let _ = releases.changed().await;
     }
 
+    /// There and back, where the store is far away.
+    async fn travel<T>(&self, fault: Option<Fault>, key: &str, request: impl Future<Output = Result<T>>) -> Result<T> {
+        let way = self.state().distance.as_mut().map(Distance::draw);
+        let Some((clock, there)) = way else { return self.suffer(fault, key, request).await };
+        clock.sleep(there).await;
+        let answer = self.suffer(fault, key, request).await;
+        clock.sleep(there).await;
+        answer
+    }
+
     /// Runs a request with whatever fault strikes it.
     async fn run<T>(&self, call: Call, key: &str, request: impl Future<Output = Result<T>>) -> Result<T> {
-        self.suffer(self.fault(call, key), key, request).await
+        self.travel(self.fault(call, key), key, request).await
     }
 
     async fn suffer<T>(&self, fault: Option<Fault>, key: &str, request: impl Future<Output = Result<T>>) -> Result<T> {
@@ -157,6 +168,11 @@ impl FaultyStore {
         self.control.state().chaos = Some(chaos);
     }
 
+    /// Every request takes its time from now on.
+    pub fn move_away(&self, distance: Distance) {
+        self.control.state().distance = Some(distance);
+    }
+
     /// No more faults. Who hangs goes on hanging.
     pub fn heal(&self) {
         let mut state = self.control.state();
@@ -233,7 +249,7 @@ impl ObjectStore for FaultyStore {
                 self.control.state().late.push(kept);
                 Err(unavailable("no answer"))
             }
-            fault => self.control.suffer(fault, location.as_ref(), self.below.put_opts(location, payload, options)).await,
+            fault => self.control.travel(fault, location.as_ref(), self.below.put_opts(location, payload, options)).await,
         }
     }
 

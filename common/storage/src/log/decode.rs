@@ -10,6 +10,7 @@ use tapedeck_common::{LaneId, Position, Span, Timestamp, Window};
 use super::genesis::Genesis;
 use super::record::{self, FORMAT, Header, LogRecord, RecordError, Removed};
 use super::wire::{self, Action};
+use crate::layout;
 
 /// Reads the bytes of one record.
 pub fn decode(bytes: &[u8]) -> Result<LogRecord, RecordError> {
@@ -86,6 +87,10 @@ impl Lines {
             (None, None) => None,
             _ => return Err(RecordError::foreign("a change of protocol or metaData")),
         };
+        let mut named = self.removes.iter().map(|removed| &removed.path).chain(&ours.sweep);
+        if let Some(path) = named.find(|path| !layout::is_segment_path(path)) {
+            return Err(unreadable(format!("{path:?} is no path of a segment")));
+        }
         let record = Record { advances: advances(&ours)?, segments: self.segments };
         check_txns(&record, &self.txns)?;
         let rewrite = self.adds_moved || !self.removes.is_empty() || !ours.sweep.is_empty();
@@ -165,6 +170,9 @@ pub(super) fn segment(add: &wire::Add) -> Result<SegmentRef, RecordError> {
         return Err(RecordError::foreign("a deletion vector"));
     }
     let wrong = |what: &str| unreadable(format!("segment {}: {what}", add.path));
+    if !layout::is_segment_path(&add.path) {
+        return Err(wrong("that is no path"));
+    }
     let stats: wire::Stats = serde_json::from_str(&add.stats).map_err(|error| wrong(&format!("stats: {error}")))?;
     let values = &add.partition_values;
     let window = hour_of(&values.date, &values.hour).ok_or_else(|| wrong("date and hour are no hour"))?;
@@ -188,7 +196,21 @@ pub(super) fn segment(add: &wire::Add) -> Result<SegmentRef, RecordError> {
         lanes: lanes(&add.tags).ok_or_else(|| wrong("its lanes cannot be read"))?,
     };
     record::check_segment(&segment).map_err(RecordError::Broken)?;
+    if !same_places(&stats, &segment.lanes) {
+        return Err(RecordError::Broken(format!("segment {}: its statistics do not say what its lanes say", segment.path)));
+    }
     Ok(segment)
+}
+
+/// Outside engines leave out files by these; what our own readers go by stands in the tags.
+fn same_places(said: &wire::Stats, lanes: &[SegmentLane]) -> bool {
+    let (min, max, nulls) = (&said.min_values, &said.max_values, &said.null_count);
+    let partitions = || lanes.iter().map(|lane| lane.partition);
+    Some(min.source_partition) == partitions().min()
+        && Some(max.source_partition) == partitions().max()
+        && Some(min.source_offset) == lanes.iter().map(|lane| lane.first.get()).min()
+        && Some(max.source_offset) == lanes.iter().map(|lane| lane.last.get()).max()
+        && (nulls.event_time, nulls.source_partition, nulls.source_offset) == (0, 0, 0)
 }
 
 fn lanes(tags: &wire::Tags) -> Option<Vec<SegmentLane>> {

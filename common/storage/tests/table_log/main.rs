@@ -3,7 +3,9 @@
 
 mod archive;
 mod checkpoint;
+mod contention;
 mod driver;
+mod flips;
 mod gaps;
 mod hand_log;
 mod kit;

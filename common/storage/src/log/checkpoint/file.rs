@@ -65,9 +65,7 @@ impl CheckpointFile {
         let bad = |what: String| unreadable(reader, &key, what);
         let end = fetch_end(reader, &key).await?;
         let metadata = decode_footer(&end).map_err(bad)?;
-        let Some(index) = Index::read(metadata.file_metadata(), metadata.num_row_groups()).map_err(bad)? else {
-            return Ok(None);
-        };
+        let Some(index) = Index::read(&metadata).map_err(bad)? else { return Ok(None) };
         stats::check_columns(&metadata).map_err(bad)?;
         for group in 0..metadata.num_row_groups() {
             place_of(&metadata, group, end.size).map_err(bad)?;

@@ -1,13 +1,15 @@
 //! What the footer of a checkpoint of ours says beyond Parquet: what each row group holds, where its segments begin in the
-//! order of the file, its checksum; and the notes that stand only in records.
+//! order of the file, its checksum; the notes that stand only in records; and a checksum of the footer itself.
 //!
-//! Promises: what is parsed is whole, of the right number of groups and in order. A checkpoint without it is somebody else's.
+//! Promises: what is parsed is whole, of the right number of groups and in order, and nothing that readers go by has changed since
+//! it was written. A checkpoint without it is somebody else's.
 
-use parquet::file::metadata::{FileMetaData, KeyValue};
+use parquet::file::metadata::{KeyValue, ParquetMetaData, RowGroupMetaData};
 use serde::{Deserialize, Serialize};
 use tapedeck_common::commit::{GapCause, SegmentRef};
 use tapedeck_common::{LaneId, Position, Span, Window};
 
+use super::stats;
 use crate::layout;
 use crate::log::notes::{GapNote, Notes};
 
@@ -17,6 +19,8 @@ const MARK: (&str, &str) = ("tapedeck.checkpoint", "2");
 const GROUPS: &str = "tapedeck.groups";
 
 const NOTES: &str = "tapedeck.notes";
+
+const CHECK: &str = "tapedeck.check";
 
 /// What a row group holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,31 +88,64 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// As the footer carries it.
-    pub(super) fn metadata(groups: &[Group], notes: &Notes) -> [KeyValue; 3] {
+    /// As the footer of these row groups carries it.
+    pub(super) fn metadata<'a>(
+        groups: &[Group],
+        notes: &Notes,
+        row_groups: impl Iterator<Item = &'a RowGroupMetaData>,
+    ) -> [KeyValue; 4] {
         let pair = |key: &str, value: String| KeyValue { key: key.to_owned(), value: Some(value) };
         let text = |value: serde_json::Result<String>| value.expect("plain data always serialises");
-        [
-            pair(MARK.0, MARK.1.to_owned()),
-            pair(GROUPS, text(serde_json::to_string(groups))),
-            pair(NOTES, text(serde_json::to_string(&WireNotes::of(notes)))),
-        ]
+        let (groups, notes) = (text(serde_json::to_string(groups)), text(serde_json::to_string(&WireNotes::of(notes))));
+        let check = checksum([&groups, &notes], row_groups);
+        [pair(MARK.0, MARK.1.to_owned()), pair(GROUPS, groups), pair(NOTES, notes), pair(CHECK, check)]
     }
 
-    /// Out of a footer with so many row groups; `None` if the file is not ours.
-    pub(super) fn read(file: &FileMetaData, row_groups: usize) -> Result<Option<Self>, String> {
-        let pairs = file.key_value_metadata().map_or(&[][..], Vec::as_slice);
+    /// Out of a footer; `None` if the file is not ours.
+    pub(super) fn read(footer: &ParquetMetaData) -> Result<Option<Self>, String> {
+        let pairs = footer.file_metadata().key_value_metadata().map_or(&[][..], Vec::as_slice);
         let value = |key: &str| pairs.iter().find(|pair| pair.key == key).and_then(|pair| pair.value.as_deref());
         if value(MARK.0) != Some(MARK.1) {
             return Ok(None);
         }
         let text = |key: &str| value(key).ok_or_else(|| format!("its footer has no {key}"));
+        let texts = [text(GROUPS)?, text(NOTES)?];
+        // The first checkpoints had none.
+        if value(CHECK).is_some_and(|check| check != checksum(texts, footer.row_groups().iter())) {
+            return Err("the checksum of its footer is wrong".to_owned());
+        }
         let bad = |error: serde_json::Error| format!("its footer: {error}");
-        let groups: Vec<Group> = serde_json::from_str(text(GROUPS)?).map_err(bad)?;
-        let notes: WireNotes = serde_json::from_str(text(NOTES)?).map_err(bad)?;
-        check(&groups, row_groups)?;
+        let groups: Vec<Group> = serde_json::from_str(texts[0]).map_err(bad)?;
+        let notes: WireNotes = serde_json::from_str(texts[1]).map_err(bad)?;
+        check(&groups, footer.num_row_groups())?;
         Ok(Some(Self { groups, notes: notes.notes().ok_or("its notes cannot be read")? }))
     }
+}
+
+/// Over everything in a footer that readers go by, and that no row group's own checksum covers.
+fn checksum<'a>(texts: [&str; 2], row_groups: impl Iterator<Item = &'a RowGroupMetaData>) -> String {
+    let mut hasher = blake3::Hasher::new();
+    let mut take = |bytes: &[u8]| {
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    };
+    texts.iter().for_each(|text| take(text.as_bytes()));
+    for group in row_groups {
+        take(&group.num_rows().to_le_bytes());
+        for (column, with_statistics) in group.columns().iter().zip(stats::has_statistics()) {
+            let dictionary = column.dictionary_page_offset().unwrap_or(-1);
+            let sizes = [column.num_values(), column.compressed_size(), column.uncompressed_size()];
+            for number in sizes.into_iter().chain([column.data_page_offset(), dictionary]) {
+                take(&number.to_le_bytes());
+            }
+            if let Some(statistics) = column.statistics().filter(|_| *with_statistics) {
+                take(statistics.min_bytes_opt().unwrap_or_default());
+                take(statistics.max_bytes_opt().unwrap_or_default());
+                take(&statistics.null_count_opt().unwrap_or(u64::MAX).to_le_bytes());
+            }
+        }
+    }
+    hasher.finalize().to_hex().to_string()
 }
 
 /// Head, then what was removed, then what is live, in order.

@@ -49,6 +49,15 @@ pub(super) fn policy() -> ParquetStatisticsPolicy {
     POLICY.clone()
 }
 
+/// For each column whether its statistics are in a footer and are decoded.
+pub(super) fn has_statistics() -> &'static [bool] {
+    static HAS: LazyLock<Vec<bool>> = LazyLock::new(|| {
+        let with = COLUMNS.map(leaf);
+        (0..SCHEMA.num_columns()).map(|leaf| with.contains(&leaf)).collect()
+    });
+    &HAS
+}
+
 /// Refuses a footer whose columns are not exactly ours, whatever its mark says.
 pub(super) fn check_columns(metadata: &ParquetMetaData) -> Result<(), String> {
     let found = metadata.file_metadata().schema_descr();

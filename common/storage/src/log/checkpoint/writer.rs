@@ -82,7 +82,8 @@ impl CheckpointWriter {
 
     /// Ends the file: what is left of it, and how many bytes it has in all.
     pub(super) fn finish(mut self, notes: &Notes) -> Result<(Vec<Bytes>, u64), StoreError> {
-        for pair in Index::metadata(&self.groups, notes) {
+        let row_groups = self.file.flushed_row_groups().iter();
+        for pair in Index::metadata(&self.groups, notes, row_groups) {
             self.file.append_key_value_metadata(pair);
         }
         let parts = self.file.into_inner().map_err(failed)?;

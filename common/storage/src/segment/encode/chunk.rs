@@ -61,6 +61,7 @@ impl Chunk {
         data_page_header(body.len(), compressed.len(), facts.values, self.encoding, &mut header);
         self.uncompressed += header.len() + body.len();
         header.extend_from_slice(compressed);
+        codec.slim();
         header.shrink_to_fit();
         self.compressed += header.len();
         self.records.push(PageRecord { size: header.len(), facts });

@@ -6,6 +6,9 @@ use std::sync::{Mutex, PoisonError};
 use zstd::bulk::Compressor;
 use zstd::zstd_safe::compress_bound;
 
+/// Buffers larger than this are not kept: pages are of a mebibyte, unless a single event is larger.
+pub(crate) const BUFFER_BYTES_KEPT: usize = 4 * 1024 * 1024;
+
 /// A pool of contexts. One for the process is enough.
 #[derive(Default)]
 pub struct Codecs(Mutex<Vec<Codec>>);
@@ -38,6 +41,13 @@ impl Codec {
         let level = 1;
         let context = Compressor::new(level).expect("zstd knows level 1");
         Self { context, level, compressed: Vec::new() }
+    }
+
+    /// Gives a buffer back to the system that a giant made large.
+    pub(crate) fn slim(&mut self) {
+        if self.compressed.capacity() > BUFFER_BYTES_KEPT {
+            self.compressed = Vec::new();
+        }
     }
 
     /// `body`, compressed; valid until the next call.

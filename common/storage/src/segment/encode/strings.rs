@@ -12,7 +12,7 @@ use std::ops::Range;
 use tapedeck_common::columns::{ByteColumn, PairColumn};
 
 use super::chunk::{Chunk, ChunkBytes, PageFacts, put_constant_levels, put_levels};
-use super::codec::Codec;
+use super::codec::{BUFFER_BYTES_KEPT, Codec};
 use super::delta;
 
 /// The first guess at the room for levels and lengths in front of a page's bytes.
@@ -200,6 +200,9 @@ impl StringColumn {
         }
         self.room = self.room.max(length + length / 4);
         self.page.clear();
+        if self.page.capacity() > BUFFER_BYTES_KEPT {
+            self.page = Vec::new();
+        }
         self.lengths.clear();
         self.defined.clear();
         self.repeated.clear();
