@@ -130,16 +130,16 @@ impl CheckpointFile {
         Ok(())
     }
 
-    /// The removed segments, by path.
+    /// Visits the removed segments, in the order of the file.
     pub(in crate::log) async fn visit_removed(
         &self,
         reader: &LogReader,
-        into: &mut BTreeMap<String, Removed>,
+        take: &mut (dyn FnMut(Removed) + Send),
     ) -> Result<(), StoreError> {
         for group in self.holding(Holds::Remove) {
             let bytes = self.fetch(reader, group).await?;
             let removed = self.removes(group, bytes).map_err(|what| self.bad(reader, what))?;
-            into.extend(removed.into_iter().map(|removed| (removed.path.clone(), removed)));
+            removed.into_iter().for_each(&mut *take);
         }
         Ok(())
     }
