@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tapedeck_common::budget::BytePermit;
 use tapedeck_common::limits::PART_BYTES;
 use tapedeck_storage::segment::{
@@ -70,11 +71,17 @@ impl Making {
 
     /// Sends finished parts to the store.
     async fn send(&mut self) -> Result<(), MaintainError> {
-        for part in self.merger.take_parts(PART_BYTES) {
-            self.held.resize(self.merger.memory_bytes());
-            let room = self.room(part.len()).await?;
+        let parts = self.merger.take_parts(PART_BYTES);
+        self.held.resize(self.merger.memory_bytes());
+        let memory = self.means.memory().clone();
+        let mut room = memory.force(parts.iter().map(Bytes::len).sum());
+        for part in parts {
+            while memory.used() > memory.capacity() && self.upload.in_flight_bytes() > 0 {
+                self.upload.settle_one().await?;
+            }
             self.means.pass(part.len() as u64).await;
-            self.upload.push(part, Some(room)).await?;
+            let its_room = room.split(part.len());
+            self.upload.push(part, Some(its_room)).await?;
         }
         Ok(())
     }

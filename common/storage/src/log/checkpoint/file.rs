@@ -4,7 +4,6 @@
 //! footer was read from. Never: panics on a file that is no checkpoint, or asks for bytes outside it; holds more of it than
 //! a few row groups.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
