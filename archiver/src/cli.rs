@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use tapedeck_daemon::units::{ByteSize, HumanDuration};
+use tapedeck_daemon::units::{ByteRate, ByteSize, HumanDuration};
 
 /// Archives Kafka topics as Parquet tables, every event exactly once, and can prove it.
 #[derive(Debug, Parser)]
@@ -182,6 +182,12 @@ pub struct MaintainCommon {
     /// Say what would be done, and do nothing.
     #[arg(long)]
     pub dry_run: bool,
+    /// Bytes of memory for what is merged; a large event may take more for a moment.
+    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
+    pub memory: ByteSize,
+    /// Bytes to and from the store in a second, for example 32MiB/s. Default: as many as it takes.
+    #[arg(long, value_name = "RATE")]
+    pub rate: Option<ByteRate>,
     /// For machines.
     #[arg(long)]
     pub json: bool,

@@ -19,6 +19,7 @@ use tapedeck_kafka::counters::KafkaCounters;
 use tapedeck_storage::log::LogObserver;
 use tapedeck_storage::log::protocol::Tally;
 
+use crate::maintain::Done;
 use crate::seal::SealReason;
 use crate::status::SourceStatus;
 
@@ -54,6 +55,17 @@ struct GapLabels {
     cause: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DutyLabels {
+    duty: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RunLabels {
+    duty: &'static str,
+    outcome: &'static str,
+}
+
 /// All metrics of the process.
 #[derive(Debug)]
 pub struct Metrics {
@@ -79,6 +91,21 @@ pub struct Metrics {
     watermark: Family<TopicLabels, Seconds>,
     last_commit: Family<SourceLabels, Seconds>,
     lag: Family<TopicLabels, Gauge>,
+    maintain: Arc<MaintainMetrics>,
+}
+
+/// Those of maintenance in the background. They are there once a duty ended.
+#[derive(Debug, Default)]
+pub struct MaintainMetrics {
+    runs: Family<RunLabels, Counter>,
+    took: Family<DutyLabels, Counter<f64, AtomicU64>>,
+    last_success: Family<DutyLabels, Seconds>,
+    merged: Counter,
+    merged_to: Counter,
+    expired: Counter,
+    deleted: Counter,
+    deleted_bytes: Counter,
+    bytes: Counter,
 }
 
 fn seconds_histogram() -> Histogram {
@@ -115,9 +142,11 @@ impl Metrics {
             watermark: Family::default(),
             last_commit: Family::default(),
             lag: Family::default(),
+            maintain: Arc::default(),
         };
         metrics.register_events(registry);
         metrics.register_state(registry);
+        metrics.maintain.register(registry);
         Arc::new(metrics)
     }
 
@@ -183,6 +212,11 @@ impl Metrics {
         Arc::new(SourceMetrics { all: Arc::clone(self), source: name.to_owned(), bus: Mutex::default(), shown: Mutex::default() })
     }
 
+    /// Those of maintenance in the background.
+    pub fn maintain(&self) -> Arc<MaintainMetrics> {
+        Arc::clone(&self.maintain)
+    }
+
     /// What table logs tell their counts to.
     pub fn log_observer(self: &Arc<Self>) -> Arc<dyn LogObserver> {
         Arc::new(LogCounts(Arc::clone(self)))
@@ -199,6 +233,49 @@ impl LogObserver for LogCounts {
 
     fn store_failed(&self, _table: &str) {
         self.0.store_failures.inc();
+    }
+}
+
+impl MaintainMetrics {
+    fn register(&self, registry: &mut Registry) {
+        let registry = registry.sub_registry_with_prefix("tapedeck_archiver_maintain");
+        registry.register("runs", "Times that a duty of maintenance ended, by outcome", self.runs.clone());
+        registry.register_with_unit("duration", "Time spent on a duty", Unit::Seconds, self.took.clone());
+        registry.register_with_unit(
+            "last_success_timestamp",
+            "When a duty last ended well; absent until it did",
+            Unit::Seconds,
+            self.last_success.clone(),
+        );
+        registry.register("segments_merged", "Segments that compaction replaced", self.merged.clone());
+        registry.register("segments_written", "Segments that replaced them", self.merged_to.clone());
+        registry.register("segments_expired", "Segments that left with their hours", self.expired.clone());
+        registry.register("files_deleted", "Files that sweeps deleted", self.deleted.clone());
+        registry.register_with_unit("deleted", "Size of files that sweeps deleted", Unit::Bytes, self.deleted_bytes.clone());
+        registry.register_with_unit("io", "Bytes to and from the store for maintenance", Unit::Bytes, self.bytes.clone());
+    }
+
+    /// A duty ended, well or badly. `passed` is all that went to the store and came from there so far.
+    pub fn done(&self, duty: &'static str, done: Option<&Done>, took: Duration, now: Timestamp, passed: u64) {
+        let outcome = if done.is_some() { "done" } else { "failed" };
+        self.runs.get_or_create(&RunLabels { duty, outcome }).inc();
+        self.took.get_or_create(&DutyLabels { duty }).inc_by(took.as_secs_f64());
+        self.bytes.inc_by(passed.saturating_sub(self.bytes.get()));
+        let Some(done) = done else { return };
+        self.last_success.get_or_create(&DutyLabels { duty }).set(now.seconds());
+        match done {
+            Done::Compacted(done) => {
+                self.merged.inc_by(done.inputs);
+                self.merged_to.inc_by(done.outputs);
+            }
+            Done::Expired(done) => {
+                self.expired.inc_by(done.segments);
+            }
+            Done::Swept(done) => {
+                self.deleted.inc_by(done.orphans + done.removed);
+                self.deleted_bytes.inc_by(done.bytes);
+            }
+        }
     }
 }
 

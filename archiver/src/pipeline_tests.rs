@@ -5,6 +5,7 @@
 
 mod batches;
 mod commits;
+mod duties;
 mod lanes;
 mod maintenance;
 mod pressure;

@@ -4,6 +4,8 @@ use serde::Serialize;
 use tapedeck_common::position::{LaneId, Position, Span};
 use tapedeck_common::time::Timestamp;
 
+use crate::maintain::Done;
+
 /// One lane.
 #[derive(Debug, Clone, Serialize)]
 pub struct LaneStatus {
@@ -71,6 +73,26 @@ impl SourceStatus {
     pub fn is_ready(&self) -> bool {
         self.joined && self.lanes.iter().all(|lane| lane.reading || lane.halted)
     }
+}
+
+/// A duty of maintenance in the background.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct DutyStatus {
+    /// True while it is being done.
+    pub running: bool,
+    /// When it last ended, well or badly.
+    #[serde(serialize_with = "rfc3339")]
+    pub ended: Option<Timestamp>,
+    /// When it last ended well.
+    #[serde(serialize_with = "rfc3339")]
+    pub succeeded: Option<Timestamp>,
+    /// What it did then, in all tables together.
+    pub done: Option<Done>,
+    /// Why it failed, if it failed the last time.
+    pub error: Option<String>,
+    /// When it is due again.
+    #[serde(serialize_with = "rfc3339")]
+    pub next: Option<Timestamp>,
 }
 
 fn rfc3339<S: serde::Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {

@@ -26,6 +26,8 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::config::{Config, RawArchive, Source};
+use crate::maintain::Means;
+use crate::maintain::duties::{Duties, Pictures as DutyPictures, Place};
 use crate::metrics::Metrics;
 use crate::pipeline::{Pipeline, PipelineError, Shared};
 use crate::status::SourceStatus;
@@ -91,6 +93,7 @@ pub struct Archiver {
     chance: fastrand::Rng,
     shutdown: Shutdown,
     pictures: Pictures,
+    duties: Arc<watch::Sender<DutyPictures>>,
     log_level: LogLevel,
 }
 
@@ -103,7 +106,8 @@ impl Archiver {
         let pending = pictures.clone();
         let shutdown =
             shutdown::install(config.grace, move || pending.pending()).map_err(|error| Failure::new(Exit::Bug, error))?;
-        Ok(Self { config, clock, chance: fastrand::Rng::with_seed(seed), shutdown, pictures, log_level })
+        let (chance, duties) = (fastrand::Rng::with_seed(seed), Arc::default());
+        Ok(Self { config, clock, chance, shutdown, pictures, duties, log_level })
     }
 
     /// Archives until told to stop.
@@ -118,6 +122,7 @@ impl Archiver {
         info!(address = %admin.address(), "admin endpoint");
         let Some(archive) = self.open_archive().await? else { return Ok(self.left(admin, Exit::Done)) };
         let shared = self.shared(&archive, &metrics);
+        self.begin_duties(&archive, &metrics);
         let mut pipelines = Vec::new();
         for source in self.config.sources.clone() {
             announce(&source, &self.config, &archive);
@@ -150,11 +155,14 @@ impl Archiver {
     fn admin(&self, heartbeats: Heartbeats, registry: Registry) -> Result<AdminServer, Failure> {
         let token = self.config.token_file.clone().map(Token::File);
         let (ready, status) = (self.pictures.clone(), self.pictures.clone());
-        let orders = self.shutdown.clone();
+        let (orders, duties) = (self.shutdown.clone(), Arc::clone(&self.duties));
         let admin = Admin::new(heartbeats)
             .metrics(Arc::new(registry))
             .ready(move || ready.readiness())
-            .status(move || serde_json::json!({ "sources": status.each(|status| serde_json::json!(status)) }))
+            .status(move || {
+                let sources = status.each(|status| serde_json::json!(status));
+                serde_json::json!({ "sources": sources, "maintain": &*duties.borrow() })
+            })
             .seal(move || {
                 orders.order_seal();
                 Ok(serde_json::json!({ "ordered": true }))
@@ -185,7 +193,7 @@ impl Archiver {
     }
 
     fn shared(&mut self, archive: &Archive, metrics: &Arc<Metrics>) -> SharedParts {
-        let memory = self.config.memory_budget;
+        let memory = self.config.memory_budget - self.config.maintain.memory;
         let (columns_pool, part_pool) = (memory / COLUMNS_POOL_SHARE, memory / PART_POOL_SHARE);
         let (budget, pool) = (ByteBudget::new(memory - columns_pool - part_pool), Arc::new(ColumnsPool::new(columns_pool)));
         let encoders = std::thread::available_parallelism().map_or(1, usize::from);
@@ -209,6 +217,25 @@ impl Archiver {
             tables: Arc::new(tables),
             seal_now: self.seal_orders(),
         }
+    }
+
+    /// Maintenance goes on beside the pipelines, on tasks and in memory of its own, until the first signal to stop. Nobody waits
+    /// for its end: what it was at is found undone, or an orphan.
+    fn begin_duties(&mut self, archive: &Archive, metrics: &Metrics) {
+        let maintain = &self.config.maintain;
+        if maintain.duties.is_empty() {
+            return;
+        }
+        let sources = self.config.sources.clone();
+        let place = Place {
+            archive: archive.clone(),
+            is_ours: Arc::new(move |topic: &str| sources.iter().any(|source| source.kafka.selects(topic))),
+            means: Means::new(maintain.memory, Some(maintain.rate), Arc::clone(&self.clock)),
+            clock: Arc::clone(&self.clock),
+        };
+        let (chance, pictures) = (self.chance.fork(), Arc::clone(&self.duties));
+        let duties = Duties::new(place, &maintain.duties, chance, metrics.maintain(), pictures);
+        tokio::spawn(duties.run(self.shutdown.stopping().clone()));
     }
 
     /// Orders to seal, from signals and from the admin endpoint, as one counter.

@@ -72,3 +72,12 @@ pub const CHECKPOINT_GROUP_ROWS: usize = 10_000;
 /// Changed segments that are held while a checkpoint is made, outside the budget, at about half a kilobyte each. There are
 /// more only where no checkpoint was written for long.
 pub const CHECKPOINT_CHANGES_MAX: usize = 50_000;
+
+/// Default of `maintain.memory`: a row group of 8 MiB as rows and encoded, one of an input, and two parts on their way.
+pub const MAINTAIN_MEMORY_DEFAULT: u64 = 64 * MIB as u64;
+
+/// The smallest `maintain.memory` in which an input's row group of usual size and a part fit.
+pub const MAINTAIN_MEMORY_MIN: u64 = 32 * MIB as u64;
+
+/// Default of `maintain.rate`, in bytes a second to and from the store: a tenth of a usual link, and 200 GiB a day compacted.
+pub const MAINTAIN_RATE_DEFAULT: u64 = 16 * MIB as u64;

@@ -1,7 +1,8 @@
 //! Holds on to what a plan reads: as long as a job may go on, no sweep deletes the files of its segments.
 //!
-//! Promises: the pin is there before the first segment is read, unless the store is away; it outlives a job that pauses or dies by
-//! [`PINNED_FOR`], and goes with one that is complete. Never: stops a replay; without a pin it goes on, and says so.
+//! Promises: the pin is there before the first segment is read, unless the store does not answer; it outlives a job that pauses or
+//! dies by [`PINNED_FOR`], and goes with one that is complete. Never: stops a replay, or makes it wait for long; without a pin
+//! it goes on, and says so.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +22,9 @@ pub const PINNED_FOR: Duration = Duration::from_secs(24 * 3600);
 const RENEW_EVERY: Duration = Duration::from_secs(600);
 const TRY_AGAIN: Duration = Duration::from_secs(5);
 
+/// How long a replay waits for its pin before it goes on, with the pin still being tried beside it.
+const FIRST_WAIT: Duration = Duration::from_secs(5);
+
 /// One job's hold on the tables of its plan.
 pub struct Hold {
     store: Store,
@@ -35,8 +39,19 @@ impl Hold {
         Self { store: store.clone(), job: job.to_owned(), plan: Arc::clone(plan), clock: Arc::clone(clock) }
     }
 
+    /// Sets the pin, before anything is read; true if it is set. Waits for the store a moment, and no longer.
+    pub async fn begin(&self) -> bool {
+        tokio::select! {
+            is_set = self.set() => is_set,
+            () = self.clock.sleep(FIRST_WAIT) => {
+                warn!(job = self.job, "the plan's files are not pinned yet: the store does not answer; going on, trying again");
+                false
+            }
+        }
+    }
+
     /// Sets or renews the pin; true if it is set.
-    pub async fn set(&self) -> bool {
+    async fn set(&self) -> bool {
         let expires = self.clock.now().micros().saturating_add(PINNED_FOR.as_micros() as i64);
         let pin = Pin { holder: self.job.clone(), tables: self.plan.tables.clone(), expires_ms: expires / 1_000 };
         let set = pins::set(&self.store, &self.job, &pin).await;

@@ -3,6 +3,7 @@
 //! Promises: what `plan` says is what `run` does; nothing is lost, and what may come twice is stated and marked.
 //! Never: change what was archived.
 
+pub mod alive;
 pub mod cat;
 pub mod cli;
 pub mod commands;

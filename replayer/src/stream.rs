@@ -65,6 +65,18 @@ pub enum StreamError {
         /// What is wrong with it.
         what: String,
     },
+    /// An object is not there any more.
+    #[error(
+        "segment {key} is gone: if `archiver maintain` ran since the plan was made, at {made}, its events were merged into another \
+         segment or have expired, and a new plan, under another --job, finds what is left of them; if not, the archive lost it, \
+         and `archiver verify` says so"
+    )]
+    Gone {
+        /// The object's key.
+        key: String,
+        /// When the plan was made.
+        made: Timestamp,
+    },
     /// A segment's rows are not what the plan counted.
     #[error("segment {key}: {mismatch}")]
     Rows {
@@ -83,7 +95,7 @@ impl StreamError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Segment(error) => error.kind(),
-            Self::Damaged { .. } | Self::Rows { .. } => ErrorKind::Corrupt,
+            Self::Damaged { .. } | Self::Gone { .. } | Self::Rows { .. } => ErrorKind::Corrupt,
             Self::Stopped(_) => ErrorKind::Bug,
         }
     }
@@ -338,7 +350,7 @@ impl Reader {
         let (store, clock) = (self.source.store.clone(), Arc::clone(&self.source.clock));
         let planned = self.source.plan.segments[segment].clone();
         let whole = planned.size <= whole_object_max(&self.source.budget);
-        let mut rng = self.source.rng.fork();
+        let (made, mut rng) = (self.source.plan.made.unwrap_or_default(), self.source.rng.fork());
         self.handle.spawn(async move {
             let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
             let reader = loop {
@@ -349,7 +361,7 @@ impl Reader {
                         warn!(object_key = %key_of(&planned), attempt = backoff.attempts(), error = %report(&error), "the store is away, trying again");
                         clock.sleep(wait).await;
                     }
-                    other => break other?,
+                    other => break other.map_err(|error| gone(error, made))?,
                 }
             };
             Ok(Object { reader, permit, is_held: whole })
@@ -457,17 +469,26 @@ async fn fetch_checked(store: &Store, planned: &PlannedSegment) -> Result<Segmen
 }
 
 fn unreadable(key: &Path, error: object_store::Error) -> StreamError {
+    let (what, kind) = match classify(&error) {
+        Outcome::NotFound => ("the store does not have it", ErrorKind::Corrupt),
+        // A store that refuses for good would be asked for ever.
+        Outcome::Denied => ("cannot be read", ErrorKind::Invalid),
+        _ => ("cannot be read", ErrorKind::Unavailable),
+    };
+    StreamError::Segment(SegmentError { key: key.to_string(), what: what.to_owned(), kind, source: Some(Box::new(error)) })
+}
+
+/// Says of an object that is not there what may have become of it.
+fn gone(error: StreamError, made: Timestamp) -> StreamError {
     match error {
-        object_store::Error::NotFound { .. } => {
-            StreamError::Damaged { key: key.to_string(), what: "the store does not have it, though the log does".to_owned() }
-        }
-        error => {
-            // A store that refuses for good would be asked for ever.
-            let kind = if classify(&error) == Outcome::Denied { ErrorKind::Invalid } else { ErrorKind::Unavailable };
-            let (key, what) = (key.to_string(), "cannot be read".to_owned());
-            StreamError::Segment(SegmentError { key, what, kind, source: Some(Box::new(error)) })
-        }
+        StreamError::Segment(error) if is_not_found(&error) => StreamError::Gone { key: error.key, made },
+        other => other,
     }
+}
+
+fn is_not_found(error: &SegmentError) -> bool {
+    let cause = error.source.as_ref().and_then(|cause| cause.downcast_ref::<object_store::Error>());
+    cause.is_some_and(|cause| classify(cause) == Outcome::NotFound)
 }
 
 /// What the log said about a planned segment, as far as reading needs it.

@@ -2,19 +2,20 @@
 
 use serde_json::{Value as Json, json};
 use tapedeck_common::clock::Clock;
-use tapedeck_daemon::SystemClock;
 use tapedeck_storage::archive::Archive;
 use tapedeck_storage::gap_table;
 
 use crate::maintain::MaintainError;
 
 /// Answers what was done, for machines and for people.
-pub(super) async fn one(archive: &Archive, table: &str, dry_run: bool) -> Result<(Json, String), MaintainError> {
-    let clock = SystemClock::new();
-    // Two that begin in one moment must not draw the same names.
-    let seed = (clock.now().micros() as u64) ^ u64::from(std::process::id()).rotate_left(32);
-    let mut chance = fastrand::Rng::with_seed(seed);
-    let derived = gap_table::derive(archive, table, dry_run, &clock, &mut chance).await?;
+pub(super) async fn one(
+    archive: &Archive,
+    table: &str,
+    dry_run: bool,
+    clock: &dyn Clock,
+    chance: &mut fastrand::Rng,
+) -> Result<(Json, String), MaintainError> {
+    let derived = gap_table::derive(archive, table, dry_run, clock, chance).await?;
     let positions: u64 = derived.added.iter().map(|gap| gap.until - gap.from).sum();
     let added = derived.added.len();
     let text = match dry_run {

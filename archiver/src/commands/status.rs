@@ -182,6 +182,7 @@ fn print(status: &ArchiveStatus) {
     if let Some(daemon) = &status.daemon {
         outln!("\nrunning archiver:");
         print_daemon(daemon);
+        print_duties(daemon);
     }
 }
 
@@ -203,6 +204,25 @@ fn print_daemon(daemon: &serde_json::Value) {
                 "    {}: committed {committed} of {end}, archived up to {watermark}",
                 lane["lane"].as_str().unwrap_or_default()
             );
+        }
+    }
+}
+
+fn print_duties(daemon: &serde_json::Value) {
+    let none = serde_json::Map::new();
+    for (name, duty) in daemon["maintain"].as_object().unwrap_or(&none) {
+        let time = |key: &str| duty[key].as_str().unwrap_or("-").to_owned();
+        let done = match &duty["done"] {
+            serde_json::Value::Object(done) => {
+                let part = |(name, count): (&String, &serde_json::Value)| format!("{name} {count}");
+                format!(" ({})", done.iter().map(part).collect::<Vec<_>>().join(", "))
+            }
+            _ => String::new(),
+        };
+        let next = if duty["running"] == true { "running now".to_owned() } else { format!("next at {}", time("next")) };
+        outln!("  maintenance {name}: last done {}{done}, {next}", time("succeeded"));
+        if let Some(error) = duty["error"].as_str() {
+            outln!("    failed at {}: {error}", time("ended"));
         }
     }
 }

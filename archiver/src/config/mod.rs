@@ -1,5 +1,6 @@
 //! The checked configuration: valid types, no leftover options. Built from [`RawConfig`]; components are built from it in `wiring`.
 
+mod maintain;
 mod raw;
 mod rules;
 
@@ -12,6 +13,7 @@ use tapedeck_common::time::Timestamp;
 use tapedeck_daemon::units::moment;
 use tapedeck_kafka::config::{ClusterSettings, KafkaSettings, Replayed, Start, TopicSelector};
 
+pub use maintain::Maintenance;
 pub use raw::{RawArchive, RawConfig, RawKafka, RawReplayed, RawSource, RawTableRule};
 pub use rules::TableRules;
 
@@ -67,6 +69,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The file with its token.
     pub token_file: Option<PathBuf>,
+    /// What is done beside the archiving.
+    pub maintain: Maintenance,
 }
 
 impl Config {
@@ -80,6 +84,7 @@ impl Config {
             seal: seal_policy(&raw)?,
             grace: raw.shutdown.grace.map_or(limits::SHUTDOWN_GRACE_DEFAULT, |grace| grace.get()),
             memory_budget: memory_budget(&raw)?,
+            maintain: Maintenance::check(&raw.maintain, memory_budget(&raw)?)?,
             listen: listen
                 .parse()
                 .map_err(|_| bad("admin.listen", format!("`{listen}` is no address:port, for example {LISTEN_DEFAULT}")))?,
@@ -113,6 +118,7 @@ impl Config {
         if self.seal.age_max > Duration::from_secs(3600) {
             warnings.push("seal.max_age is above 1h: that long an event may be on the bus only".to_owned());
         }
+        warnings.extend(self.maintain.warnings());
         for (index, source) in self.sources.iter().enumerate() {
             let same_group = |other: &&Source| {
                 other.kafka.group == source.kafka.group && other.kafka.cluster.brokers == source.kafka.cluster.brokers

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tapedeck_daemon::units::{ByteSize, HumanDuration};
+use tapedeck_daemon::units::{ByteRate, ByteSize, HumanDuration};
 
 /// The configuration of `archiver`.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
@@ -29,6 +29,9 @@ pub struct RawConfig {
     /// The admin listener.
     #[serde(default)]
     pub admin: RawAdmin,
+    /// Maintenance in the background. Nothing of it is done unless its own block is there.
+    #[serde(default)]
+    pub maintain: RawMaintain,
 }
 
 /// Where the archive lies.
@@ -149,4 +152,69 @@ pub struct RawAdmin {
     /// A file with the token that changing requests must carry when the listener is not on loopback.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_file: Option<String>,
+}
+
+/// Maintenance in the background, of the tables of the topics that the sources name. See docs/maintenance.md.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawMaintain {
+    /// Merge the small segments of closed hours. `{}` takes all defaults.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compact: Option<RawCompact>,
+    /// Take out all hours that are older than `keep`. Events are gone with them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expire: Option<RawExpire>,
+    /// Delete files that no record names, and those of segments that were removed long ago. `{}` takes all defaults.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sweep: Option<RawSweep>,
+    /// Bytes to and from the store in a second, for all of it together. Default 16MiB/s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate: Option<ByteRate>,
+    /// Bytes of `memory.budget` that are set aside for it, if there is anything to do. Default 64MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<ByteSize>,
+}
+
+/// Merge the small segments of closed hours.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawCompact {
+    /// How often, give or take a quarter. Default 1h.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every: Option<HumanDuration>,
+    /// An hour is closed once it has been over for so long. Default 2h.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub closed_for: Option<HumanDuration>,
+    /// Segments of this size and more stay as they are. Default 128MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub small_below: Option<ByteSize>,
+    /// No merged segment is made of more than this. Default 512MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_size: Option<ByteSize>,
+}
+
+/// Take out old hours.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawExpire {
+    /// How long events are kept after the end of their hour, for example 90d.
+    pub keep: HumanDuration,
+    /// How often, give or take a quarter. Default 1h.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub every: Option<HumanDuration>,
+}
+
+/// Delete files that nobody needs.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawSweep {
+    /// How often, give or take a quarter. Default 1d.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every: Option<HumanDuration>,
+    /// Files that no record names are deleted at this age. Longer than any archiver may hang and come back. Default 7d.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub orphans_after: Option<HumanDuration>,
+    /// Files of removed segments are deleted so long after. Longer than any reader reads. Default 7d.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub removed_after: Option<HumanDuration>,
 }

@@ -1,6 +1,8 @@
 use tapedeck_daemon::config::Layers;
 
 use super::*;
+use crate::maintain::choose::CompactPolicy;
+use crate::maintain::{SweepPolicy, Work};
 
 fn shaped(yaml: &str) -> RawConfig {
     Layers::new().text("test", yaml).load().expect("the shape is right").raw
@@ -16,6 +18,15 @@ const SOURCE: &str = "sources: [{ name: main, kafka: { brokers: [b:9092], group:
 #[test]
 fn the_example_is_valid() {
     let config = Config::check(shaped(EXAMPLE), Timestamp::from_micros(0)).expect("values");
+    assert!(config.warnings(None).is_empty());
+}
+
+#[test]
+fn the_maintenance_of_the_example_is_valid_once_it_is_no_comment() {
+    let (before, maintain) = EXAMPLE.split_once("\n# maintain:").expect("it shows maintenance");
+    let text = format!("{before}\nmaintain:{}\n", maintain.replace("\n# ", "\n"));
+    let config = Config::check(shaped(&text), Timestamp::from_micros(0)).expect("values");
+    assert_eq!(config.maintain.duties.len(), 3);
     assert!(config.warnings(None).is_empty());
 }
 
@@ -48,6 +59,50 @@ fn bad_values_are_named_with_their_path() {
     for (yaml, text) in cases {
         let error = checked(&yaml).expect_err(&yaml);
         assert!(error.contains(text), "{yaml}: {error}");
+    }
+}
+
+#[test]
+fn no_maintenance_is_done_unless_asked_for_and_each_kind_has_its_defaults() {
+    let config = checked(SOURCE).expect("valid");
+    assert_eq!((config.maintain.duties, config.maintain.memory), (vec![], 0));
+    let config = checked(&format!("{SOURCE}\nmaintain: {{ rate: 1GiB/s, memory: 48MiB }}")).expect("valid");
+    assert_eq!((config.maintain.duties.len(), config.maintain.memory), (0, 0), "a rate asks for nothing");
+    let config = checked(&format!("{SOURCE}\nmaintain: {{ compact: {{}}, sweep: {{}}, expire: {{ keep: 90d, every: 2h }} }}"));
+    let config = config.expect("valid");
+    let hours = |hours: u64| Duration::from_secs(hours * 3600);
+    let wanted = vec![
+        (Work::Compact(CompactPolicy::default()), hours(1)),
+        (Work::Expire(hours(90 * 24)), hours(2)),
+        (Work::Sweep(SweepPolicy::default()), hours(24)),
+    ];
+    assert_eq!((config.maintain.duties.as_slice(), config.maintain.memory), (wanted.as_slice(), 64 << 20));
+    assert_eq!(config.maintain.rate, 16.0 * 1024.0 * 1024.0);
+    assert!(config.warnings(None).is_empty(), "{:?}", config.warnings(None));
+}
+
+#[test]
+fn bad_maintenance_is_refused_and_what_may_surprise_is_warned_of() {
+    let refused = [
+        ("compact: { every: 1s }", "maintain.compact.every: must be at least 10s"),
+        ("compact: { small_below: 0 }", "maintain.compact.small_below: must be above zero"),
+        ("compact: { max_size: 64MiB }", "maintain.compact.max_size: must not be below small_below"),
+        ("expire: { keep: 0s }", "maintain.expire.keep: must be above zero"),
+        ("sweep: {}, memory: 1MiB", "maintain.memory: must be at least 32MiB"),
+        ("sweep: {}, memory: 500MiB", "maintain.memory: is taken from memory.budget"),
+    ];
+    for (block, text) in refused {
+        let error = checked(&format!("{SOURCE}\nmaintain: {{ {block} }}")).expect_err(block);
+        assert!(error.contains(text), "{block}: {error}");
+    }
+    let warned = [
+        ("compact: {}", "nothing sweeps their files here"),
+        ("sweep: { removed_after: 1h }", "maintain.sweep.removed_after is below 1d"),
+        ("sweep: { orphans_after: 1h }", "maintain.sweep.orphans_after is below 1d"),
+    ];
+    for (block, text) in warned {
+        let warnings = checked(&format!("{SOURCE}\nmaintain: {{ {block} }}")).expect(block).warnings(None);
+        assert!(matches!(warnings.as_slice(), [one] if one.contains(text)), "{block}: {warnings:?}");
     }
 }
 

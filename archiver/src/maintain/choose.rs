@@ -4,6 +4,7 @@
 //! order of their lanes. Never: looks at a clock or a store.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,6 +45,36 @@ impl Merge {
     /// The paths of the inputs.
     pub fn paths(&self) -> Vec<String> {
         self.inputs.iter().map(|input| input.path.clone()).collect()
+    }
+
+    /// The bytes of the inputs.
+    pub fn bytes(&self) -> u64 {
+        self.inputs.iter().map(|input| input.size).sum()
+    }
+}
+
+/// Hours in which there may be something to merge, from small segments that come one by one in any order. Holds a few bytes for each
+/// hour of a topic, however many segments it has.
+#[derive(Debug, Default)]
+pub struct SmallSegments {
+    /// Hash by hash of topic and source: two that are alike cost a look at the hour, and nothing else.
+    seen: BTreeSet<(Window, u64)>,
+    hours: BTreeSet<Window>,
+}
+
+impl SmallSegments {
+    /// One more.
+    pub fn add(&mut self, segment: &SegmentRef) {
+        let mut hasher = DefaultHasher::new();
+        (&segment.topic, &segment.source).hash(&mut hasher);
+        if !self.seen.insert((segment.window, hasher.finish())) {
+            self.hours.insert(segment.window);
+        }
+    }
+
+    /// The hours that have more than one of a topic and source, oldest first.
+    pub fn into_hours(self) -> BTreeSet<Window> {
+        self.hours
     }
 }
 
@@ -148,6 +179,23 @@ pub fn expired<'a>(
     hours
 }
 
+/// Neighbouring hours that together have up to `most` segments, as first and last; an hour with more stands alone.
+pub fn bunches(hours: &BTreeMap<Window, u64>, most: u64) -> Vec<(Window, Window)> {
+    let mut bunches: Vec<(Window, Window)> = Vec::new();
+    let mut held = 0;
+    for (hour, segments) in hours {
+        held += segments;
+        match bunches.last_mut() {
+            Some(bunch) if held <= most => bunch.1 = *hour,
+            _ => {
+                held = *segments;
+                bunches.push((*hour, *hour));
+            }
+        }
+    }
+    bunches
+}
+
 #[cfg(test)]
 mod tests {
     use tapedeck_common::commit::SegmentLane;
@@ -212,6 +260,23 @@ mod tests {
         let segments = [segment("a", 0, 1, &[(0, 0, 9)]), segment("b", 0, 1, &[(0, 9, 12)])];
         let refused = merges(segments.iter(), Timestamp::from_micros(9 * HOUR), &CompactPolicy::default());
         assert_eq!(refused, Err("a and b both hold positions 9 to 9 of partition 0".to_owned()));
+    }
+
+    #[test]
+    fn hours_with_more_than_one_small_segment_of_a_topic_are_looked_at() {
+        let mut small = SmallSegments::default();
+        let other = SegmentRef { topic: "other".into(), ..segment("c", 1, 1, &[(0, 0, 1)]) };
+        [segment("a", 0, 1, &[(0, 0, 1)]), segment("b", 1, 1, &[(0, 2, 3)]), other].iter().for_each(|one| small.add(one));
+        small.add(&segment("d", 0, 1, &[(0, 4, 5)]));
+        assert_eq!(small.into_hours(), BTreeSet::from([Window::of(Timestamp::from_micros(0))]));
+    }
+
+    #[test]
+    fn hours_are_bunched_up_to_a_limit() {
+        let hour = |hour: i64| Window::of(Timestamp::from_micros(hour * HOUR));
+        let hours = BTreeMap::from([(hour(0), 3), (hour(1), 4), (hour(5), 3), (hour(6), 50), (hour(7), 1)]);
+        assert_eq!(bunches(&hours, 10), [(hour(0), hour(5)), (hour(6), hour(6)), (hour(7), hour(7))]);
+        assert!(bunches(&BTreeMap::new(), 10).is_empty());
     }
 
     #[test]

@@ -1,17 +1,22 @@
 //! Takes whole hours out of a table, by their age.
-//! Promise: an hour leaves in one record, or not at all; its files stay for the readers' grace, until the sweep.
+//! Promise: an hour leaves in one record, or not at all; its files stay for the readers' grace, until the sweep. Only the segments
+//! of one record are held at a time.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use tapedeck_common::Window;
+use tapedeck_common::commit::SegmentRef;
+use tapedeck_storage::log::TableView;
 use tapedeck_storage::log::rewrite::Rewrite;
 
-use super::choose::expired;
+use super::choose::{bunches, expired, is_over};
 use super::{Keeper, MaintainError};
 
 /// A record takes out about so many segments; an hour with more has a record of its own.
-const SEGMENTS_PER_RECORD: usize = 1_000;
+const SEGMENTS_PER_RECORD: u64 = 1_000;
 
-/// What expiry did to a table.
+/// What expiry did to a table, or would do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 pub struct Expired {
     /// Hours that left.
@@ -22,24 +27,27 @@ pub struct Expired {
     pub refused: u64,
 }
 
-impl Keeper<'_> {
+impl Keeper {
     /// Takes out all hours that have been over for `keep`. With `dry_run` it only says what it would take.
     pub async fn expire(&mut self, keep: Duration, dry_run: bool) -> Result<Expired, MaintainError> {
-        let view = self.view().await?;
-        let hours = expired(view.segments.iter().map(|live| &live.segment), self.clock.now(), keep);
-        self.log.watch(hours.values().flatten().cloned(), []);
+        let hours = self.expired_hours(keep).await?;
+        if dry_run {
+            return Ok(Expired { hours: hours.len() as u64, segments: hours.values().sum(), refused: 0 });
+        }
         let mut done = Expired::default();
-        let (mut paths, mut count) = (Vec::new(), 0);
-        let mut hours = hours.into_values().peekable();
-        while let Some(hour) = hours.next() {
-            paths.extend(hour);
-            count += 1;
-            if paths.len() < SEGMENTS_PER_RECORD && hours.peek().is_some() {
+        for (first, last) in bunches(&hours, SEGMENTS_PER_RECORD) {
+            let view = self.hours(first, last).await?;
+            let live = view.segments.iter().map(|live| &live.segment);
+            let mut leaving = expired(live, self.clock.now(), keep);
+            leaving.retain(|hour, _| (first..=last).contains(hour));
+            let in_record = leaving.len() as u64;
+            let paths: Vec<String> = leaving.into_values().flatten().collect();
+            if paths.is_empty() {
                 continue;
             }
-            let rewrite = Rewrite::expire(std::mem::take(&mut paths));
-            let (in_record, segments) = (std::mem::take(&mut count), rewrite.removes.len() as u64);
-            if dry_run || self.rewrite(&rewrite).await? {
+            let segments = paths.len() as u64;
+            self.log.watch(paths.iter().cloned(), []);
+            if self.rewrite(&Rewrite::expire(paths)).await? {
                 done.hours += in_record;
                 done.segments += segments;
             } else {
@@ -47,5 +55,16 @@ impl Keeper<'_> {
             }
         }
         Ok(done)
+    }
+
+    /// The hours that have been over for `keep`, with the number of their segments.
+    async fn expired_hours(&mut self, keep: Duration) -> Result<BTreeMap<Window, u64>, MaintainError> {
+        let (version, now) = (self.log.catch_up().await?, self.clock.now());
+        let add = |hours: &mut BTreeMap<Window, u64>, segment: &SegmentRef| {
+            if is_over(segment.window, now, keep) {
+                *hours.entry(segment.window).or_default() += 1;
+            }
+        };
+        Ok(TableView::tally(&self.archive.store, &self.table, Some(version), BTreeMap::new, add).await?.1)
     }
 }

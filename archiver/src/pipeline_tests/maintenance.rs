@@ -9,7 +9,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use tapedeck_common::Timestamp;
 use tapedeck_common::clock::Clock;
 use tapedeck_common::error::ErrorKind;
-use tapedeck_sim::{Call, Fault, When, settle};
+use tapedeck_sim::{BusEvent, Call, Fault, When, settle};
 use tapedeck_storage::archive::Archive;
 use tapedeck_storage::log::view::History;
 use tapedeck_storage::log::{TableView, VerifyOptions, verify_table};
@@ -18,9 +18,9 @@ use tapedeck_storage::store::Store;
 
 use super::world::{AGE_MAX, Process, Running, Setup, TICK, World};
 use crate::maintain::choose::CompactPolicy;
-use crate::maintain::{Compacted, Keeper, SweepPolicy};
+use crate::maintain::{Compacted, Keeper, Means, SweepPolicy};
 
-const HOUR: Duration = Duration::from_secs(3600);
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
 
 /// Whatever is not needed goes at once.
 const AT_ONCE: SweepPolicy = SweepPolicy { orphans_after: Duration::ZERO, removed_after: Duration::ZERO };
@@ -31,7 +31,7 @@ fn long_ago() -> Setup {
 }
 
 /// A table of an hour in many small segments, and an archiver that goes on.
-async fn many_segments() -> (World, Process, Running) {
+pub(super) async fn many_segments() -> (World, Process, Running) {
     let (world, process, running) = World::reading(long_ago(), 2).await;
     for _ in 0..8 {
         world.publish("orders", 3);
@@ -45,22 +45,27 @@ async fn archive(world: &World) -> Archive {
     Archive::open(Store::of(world.below())).await.expect("it exists")
 }
 
-async fn keeper<'a>(world: &World, archive: &'a Archive, seed: u64) -> Keeper<'a> {
+fn means(clock: &Arc<dyn Clock>) -> Means {
+    Means::new(64 << 20, None, Arc::clone(clock))
+}
+
+async fn keeper(world: &World, archive: &Archive, seed: u64) -> Keeper {
     let clock: Arc<dyn Clock> = Arc::new(world.clock.clone());
-    Keeper::open(archive, "orders", clock, fastrand::Rng::with_seed(seed)).await.expect("it opens")
+    let means = means(&clock);
+    Keeper::open(archive, "orders", clock, fastrand::Rng::with_seed(seed), means).await.expect("it opens")
 }
 
 async fn compact(world: &World) -> Compacted {
     let archive = archive(world).await;
-    keeper(world, &archive, 1).await.compact(&CompactPolicy::default()).await.expect("nothing is in the way")
+    keeper(world, &archive, 1).await.compact(&CompactPolicy::default(), false).await.expect("nothing is in the way")
 }
 
-async fn view(world: &World) -> TableView {
+pub(super) async fn view(world: &World) -> TableView {
     TableView::load(&Store::of(world.below()), "orders", None, History::Whole).await.expect("it can be read")
 }
 
 /// The segment files that lie in the store.
-async fn files(world: &World) -> Vec<Path> {
+pub(super) async fn files(world: &World) -> Vec<Path> {
     let listed = world.below().list(Some(&Path::from("orders"))).map_ok(|object| object.location);
     let files: Vec<Path> = listed.try_collect().await.expect("it can be listed");
     files.into_iter().filter(|path| path.as_ref().ends_with(".parquet") && !path.as_ref().contains("_delta_log")).collect()
@@ -90,11 +95,12 @@ async fn of_two_that_compact_at_once_one_is_refused_and_no_row_is_lost_or_double
     world.advance(3 * HOUR).await;
     let slow = world.other_view();
     slow.inject(When::at(Call::Put).to("_delta_log/").once(), Fault::HangBefore);
-    let (store, clock) = (Store::of(Arc::new(slow.clone())), world.clock.clone());
+    let (store, clock): (_, Arc<dyn Clock>) = (Store::of(Arc::new(slow.clone())), Arc::new(world.clock.clone()));
     let one = tokio::spawn(async move {
         let archive = Archive::open(store).await.expect("it exists");
-        let mut keeper = Keeper::open(&archive, "orders", Arc::new(clock), fastrand::Rng::with_seed(2)).await.expect("it opens");
-        keeper.compact(&CompactPolicy::default()).await.expect("being second is no error")
+        let means = means(&clock);
+        let keeper = Keeper::open(&archive, "orders", clock, fastrand::Rng::with_seed(2), means).await;
+        keeper.expect("it opens").compact(&CompactPolicy::default(), false).await.expect("being second is no error")
     });
     settle().await;
     assert!(slow.hanging() > 0, "its record is on the way");
@@ -117,7 +123,7 @@ async fn a_damaged_segment_is_never_merged() {
     bytes[middle] ^= 1;
     world.below().put(&damaged, bytes.into()).await.expect("stored");
     let archive = archive(&world).await;
-    let refused = keeper(&world, &archive, 1).await.compact(&CompactPolicy::default()).await.expect_err("it is damaged");
+    let refused = keeper(&world, &archive, 1).await.compact(&CompactPolicy::default(), false).await.expect_err("it is damaged");
     assert_eq!(refused.kind(), ErrorKind::Corrupt);
     assert!(refused.to_string().contains(damaged.filename().expect("a file")), "{refused}");
     assert_eq!(view(&world).await.version, version);
@@ -189,4 +195,72 @@ async fn what_no_record_names_is_swept_and_nothing_else_is_touched() {
     assert_eq!((swept.orphans, swept.removed, swept.bytes), (1, 0, 1));
     assert!(world.below().head(&stray).await.is_err() && world.below().head(&foreign).await.is_ok());
     world.check_all_archived().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_files_than_a_record_takes_are_given_up_in_several() {
+    let (world, _process, _running) = many_segments().await;
+    let (count, before) = (1_234, view(&world).await.version);
+    for number in 0..count {
+        let stray = Path::from(format!("orders/topic=orders/date=2001-09-09/hour=01/stray-{number}.parquet"));
+        world.below().put(&stray, "x".into()).await.expect("stored");
+    }
+    let archive = archive(&world).await;
+    let swept = keeper(&world, &archive, 1).await.sweep(&AT_ONCE, false).await.expect("swept");
+    assert_eq!((swept.orphans, swept.bytes, swept.left), (count, count, 0));
+    assert_eq!((view(&world).await.version - before, files(&world).await.len()), (3, 8));
+    world.check_all_archived().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_keeper_whose_clock_is_far_behind_makes_no_removal_look_old() {
+    let (world, _process, _running) = many_segments().await;
+    world.advance(3 * HOUR).await;
+    assert_eq!(compact(&world).await.inputs, 8);
+    // By its record the removal is 25 years old, by the store it is of this moment.
+    let archive = archive(&world).await;
+    let mut keeper = keeper(&world, &archive, 1).await;
+    let swept = keeper.sweep(&SweepPolicy::default(), false).await.expect("swept");
+    assert_eq!((swept.removed, swept.young, files(&world).await.len()), (0, 0, 9));
+    let swept = keeper.sweep(&AT_ONCE, false).await.expect("swept");
+    assert_eq!((swept.removed, files(&world).await.len()), (8, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_keeper_whose_clock_is_far_ahead_keeps_removed_files_longer_and_no_shorter() {
+    let (world, _process, _running) = many_segments().await;
+    world.advance(3 * HOUR).await;
+    let before = world.clock.now();
+    world.clock.set_wall(Timestamp::from_micros(4_000_000_000_000_000));
+    assert_eq!(compact(&world).await.inputs, 8);
+    world.clock.set_wall(before);
+    let archive = archive(&world).await;
+    let swept = keeper(&world, &archive, 1).await.sweep(&AT_ONCE, false).await.expect("swept");
+    assert_eq!((swept.removed, swept.orphans, files(&world).await.len()), (0, 0, 9));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_merge_of_more_than_the_memory_holds_stays_within_it() {
+    const MEMORY: usize = 32 << 20;
+    let (world, _process, running) = World::reading(long_ago(), 1).await;
+    let mut chance = fastrand::Rng::with_seed(3);
+    for _ in 0..12 {
+        for _ in 0..64 {
+            // Nothing that compresses.
+            let value: Vec<u8> = std::iter::repeat_with(|| chance.u8(..)).take(64 << 10).collect();
+            world.bus.publish("orders", 0, BusEvent::of(value));
+        }
+        world.advance(AGE_MAX + TICK).await;
+    }
+    world.advance(3 * HOUR).await;
+    let (archive, clock): (_, Arc<dyn Clock>) = (archive(&world).await, Arc::new(world.clock.clone()));
+    let means = Means::new(MEMORY, None, Arc::clone(&clock));
+    let keeper = Keeper::open(&archive, "orders", clock, fastrand::Rng::with_seed(1), means.clone()).await;
+    let done = keeper.expect("it opens").compact(&CompactPolicy::default(), false).await.expect("merged");
+    assert_eq!((done.inputs, done.outputs, done.rows), (12, 1, 12 * 64));
+    assert!(done.bytes_after > MEMORY as u64, "{done:?}");
+    assert!((1..=MEMORY as u64).contains(&done.memory_max), "{done:?}");
+    assert_eq!(means.memory().used(), 0, "all of it was given back");
+    world.check_all_archived().await;
+    assert!(running.leave(&world).await.is_ok());
 }

@@ -87,7 +87,7 @@ pub(super) struct Process {
     pub(super) budget: ByteBudget,
     shared: Shared,
     seal: watch::Sender<u64>,
-    metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<Metrics>,
     registry: Registry,
 }
 

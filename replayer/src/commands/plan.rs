@@ -15,6 +15,10 @@ use crate::render;
 use crate::request::{limits, selection, target};
 use crate::stream::whole_object_max;
 
+/// Nothing pins a plan before it runs.
+const GOOD_FOR: &str = "it is good for 7 d: that long sweeps keep files that are merged or expired after it was made, unless \
+     their --removed-after says otherwise; from its start on a replay pins what it reads";
+
 pub(super) async fn run(args: PlanArgs) -> Result<Exit, Failure> {
     let config = Config::load(&args.place, args.memory.as_deref())?;
     let now = system_clock().now();
@@ -35,6 +39,7 @@ pub(super) async fn run(args: PlanArgs) -> Result<Exit, Failure> {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     if let (Some(file), false) = (&args.output, args.json) {
         let _ = writeln!(out, "written to {0}; `replayer run {0}` publishes it", file.display());
+        let _ = writeln!(out, "{GOOD_FOR}");
     }
     Ok(Exit::Done)
 }

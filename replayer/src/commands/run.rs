@@ -18,6 +18,7 @@ use tracing::{info, warn};
 
 use super::cat::to_stdout;
 use super::{chance, for_machines, job_failed, open_archive, planner_failed, system_clock};
+use crate::alive::alive;
 use crate::cli::RunArgs;
 use crate::config::Config;
 use crate::cursor::{Cursor, State};
@@ -188,14 +189,15 @@ impl Session {
         let shutdown = shutdown::install(GRACE, move || format!("{} unconfirmed events", pending.now().unconfirmed));
         let shutdown = shutdown.map_err(|error| Failure::new(Exit::Bug, error))?;
         let _admin = self.admin(&job, &plan, limits, &counters)?;
+        let hold = Hold::new(&self.archive.store, &job, &plan, &self.clock);
         let prepared = tokio::select! {
-            prepared = self.prepare(&cluster, &plan, &job, ledger.as_ref(), &cursor) => prepared.map(|()| true),
-            () = shutdown.stopping().cancelled() => Ok(false),
+            prepared = self.prepare(&cluster, &plan, &job, &hold, ledger.as_ref(), &cursor) => prepared.map(Some),
+            () = shutdown.stopping().cancelled() => Ok(None),
         };
         let (ended, cursor) = match prepared {
             Err(error) => (Err(error), cursor),
-            Ok(false) => (Ok(Ended::Stopped), cursor),
-            Ok(true) => {
+            Ok(None) => (Ok(Ended::Stopped), cursor),
+            Ok(Some(is_held)) => {
                 let replay = Replay {
                     job: job.clone(),
                     plan: Arc::clone(&plan),
@@ -209,8 +211,6 @@ impl Session {
                     counters: Arc::clone(&counters),
                     shutdown: shutdown.clone(),
                 };
-                let hold = Hold::new(&self.archive.store, &job, &plan, &self.clock);
-                let is_held = hold.set().await;
                 let (ended, cursor) = tokio::select! {
                     ended = replay.run(cursor) => ended,
                     () = hold.keep(is_held) => unreachable!("it holds for ever"),
@@ -225,38 +225,31 @@ impl Session {
         self.finish(&plan, ended, cursor, ledger.as_ref(), &shutdown).await
     }
 
-    /// Looks after the target's topics, with signs of life while the cluster takes its time.
+    /// Looks after the target's topics and pins the plan, with signs of life while cluster and store take their time. True if the
+    /// pin is set.
     async fn prepare(
         &self,
         cluster: &ClusterSettings,
         plan: &Arc<Plan>,
         job: &str,
+        hold: &Hold,
         ledger: &dyn Ledger,
         cursor: &Cursor,
-    ) -> Result<(), Failure> {
+    ) -> Result<bool, Failure> {
         let (settings, planned, name) = (cluster.clone(), Arc::clone(plan), job.to_owned());
-        let mut preparing = tokio::task::spawn_blocking(move || {
+        let preparing = tokio::task::spawn_blocking(move || {
             let cluster = Cluster::open(&settings)?;
             prepare(&cluster, &planned, &name).map(|(said, existing)| (said, existing, cluster))
         });
-        let mut cursor = cursor.clone();
-        let said = loop {
-            tokio::select! {
-                said = &mut preparing => break said.map_err(|error| Failure::new(Exit::Bug, error))?,
-                () = self.clock.sleep(Duration::from_secs(1)) => {
-                    cursor.beat += 1;
-                    if let Err(error @ LedgerError::Fenced { .. }) = ledger.save(cursor.clone()).await {
-                        return Err(Failure::new(Exit::TryAgain, error));
-                    }
-                }
-            }
-        };
+        let both = async { tokio::join!(preparing, hold.begin()) };
+        let (said, is_held) = alive(both, cursor, ledger, self.clock.as_ref()).await.map_err(ledger_failed)?;
+        let said = said.map_err(|error| Failure::new(Exit::Bug, error))?;
         let (said, existing, cluster) = said.map_err(|error: PrepareError| Failure::new(error.kind(), error))?;
         for text in said {
             info!(job, "{text}");
         }
         self.advise(cluster, existing, job).await;
-        Ok(())
+        Ok(is_held)
     }
 
     /// Warns of what existing topics will do to the events. The replay waits a moment for that, and no longer.

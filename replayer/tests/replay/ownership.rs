@@ -4,13 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use object_store::ObjectStoreExt as _;
+use replayer::alive::alive;
 use replayer::cursor::{Cursor, LaneCursor, State};
+use replayer::hold::Hold;
 use replayer::job::{Claim, JobError, Jobs, Owner, StoredPlan};
 use replayer::replay::{LedgerError, SILENT_MAX};
 use replayer::report::Report;
 use replayer::select::Selection;
-use tapedeck_common::{Clock as _, Position};
+use tapedeck_common::{Clock, Position};
+use tapedeck_sim::{Call, Fault, FaultyStore, ManualClock, When, settle};
 use tapedeck_storage::layout;
+use tapedeck_storage::store::Store;
 
 use crate::kit::{Event, TEN, World};
 
@@ -176,4 +180,27 @@ async fn a_cursor_that_was_still_on_its_way_undoes_no_end() {
         }
         assert_eq!(world.clock.monotonic(), before, "nobody has to be waited for");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_hangs_on_the_pin_takes_no_sign_of_life_away() {
+    let store = FaultyStore::default();
+    let mut world = World::at(Store::of(Arc::new(store.clone()))).await;
+    world.commit(&[Event::plain(0, 0, TEN)], 8).await;
+    let plan = Arc::new(world.plan(Selection::default()).await.expect("plan"));
+    let clock = ManualClock::default();
+    let jobs = Jobs::of(world.store.clone());
+    let (owner, cursor) = ours(jobs.claim("rp-1", "first", "first", &clock).await);
+    store.inject(When::at(Call::Put).to("_archive/pins/"), Fault::HangBefore);
+    let shared: Arc<dyn Clock> = Arc::new(clock.clone());
+    let hold = Hold::new(&world.store, "rp-1", &plan, &shared);
+    let first = tokio::spawn(async move { alive(hold.begin(), &cursor, owner.ledger().as_ref(), shared.as_ref()).await });
+    settle().await;
+    assert_eq!(store.hanging(), 1, "the pin is on its way");
+    let watching = clock.clone();
+    let second = tokio::spawn(async move { jobs.claim("rp-1", "second", "second", &watching).await });
+    clock.advance(Duration::from_secs(15)).await;
+    let second = second.await.expect("no panic").expect_err("the first lives");
+    assert!(matches!(second, JobError::Held { lease: 1, .. }), "{second}");
+    assert!(!first.await.expect("no panic").expect("the job is its own"), "it goes on without its pin");
 }

@@ -149,6 +149,7 @@ async fn no_event_of_a_damaged_object_comes_out() {
     world.store.store.delete(&key).await.unwrap();
     let gone = positions(&plan, world.read(&plan, &Cursor::start("j", Timestamp::default()), 1 << 20)).await.expect_err("gone");
     assert_eq!(gone.kind(), ErrorKind::Corrupt);
+    assert!(gone.to_string().contains("since the plan was made, at 2026-11-20T10:0"), "{gone}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

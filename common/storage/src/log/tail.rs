@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use object_store::{ObjectStore, ObjectStoreExt};
-use tapedeck_common::ErrorKind;
+use tapedeck_common::{ErrorKind, Timestamp};
 
 use super::checkpoint;
 use super::paths::{LogFile, LogPaths};
@@ -81,6 +81,33 @@ impl LogReader {
             Ok(bytes) => Ok(Some(bytes)),
             Err(error) if classify(&error) == Outcome::NotFound => Ok(None),
             Err(error) => Err(StoreError::request(format!("cannot read {key}"), error)),
+        }
+    }
+
+    /// The newest record up to `tip` that lay in the store at `time` already, by the store's own clock and nobody else's. Where
+    /// the times of records do not grow with their numbers, as after a copy, it may answer one that is older.
+    pub async fn newest_at(&self, time: Timestamp, tip: u64) -> Result<Option<u64>, StoreError> {
+        // Those below `there` lay in the store, those from `later` on did not.
+        let (mut there, mut later) = (0, tip + 1);
+        while there < later {
+            let middle = there + (later - there) / 2;
+            if self.written_at(middle).await? <= time {
+                there = middle + 1;
+            } else {
+                later = middle;
+            }
+        }
+        Ok(there.checked_sub(1))
+    }
+
+    async fn written_at(&self, version: u64) -> Result<Timestamp, StoreError> {
+        let key = self.paths.record(version);
+        match self.store.head(&key).await {
+            Ok(object) => Ok(Timestamp::from_micros(object.last_modified.timestamp_micros())),
+            Err(error) if classify(&error) == Outcome::NotFound => {
+                Err(StoreError::new(ErrorKind::Corrupt, format!("table {}: {key} is missing from its log", self.table)))
+            }
+            Err(error) => Err(StoreError::request(format!("cannot look at {key}"), error)),
         }
     }
 

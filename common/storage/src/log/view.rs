@@ -68,6 +68,9 @@ impl Slice {
     }
 }
 
+/// Takes in one removed segment.
+type AddRemoved<'a, T> = dyn Fn(&mut T, &Removed) + Sync + 'a;
+
 /// One version of one table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableView {
@@ -122,6 +125,29 @@ impl TableView {
         begin: impl Fn() -> T,
         add: impl Fn(&mut T, &SegmentRef) + Sync,
     ) -> Result<(Self, T), StoreError> {
+        Self::add_up(store, table, at, begin, add, None).await
+    }
+
+    /// As [`Self::tally`], and the removed segments as well.
+    pub async fn tally_with_removed<T: Send>(
+        store: &Store,
+        table: &str,
+        at: Option<u64>,
+        begin: impl Fn() -> T,
+        add: impl Fn(&mut T, &SegmentRef) + Sync,
+        add_removed: impl Fn(&mut T, &Removed) + Sync,
+    ) -> Result<(Self, T), StoreError> {
+        Self::add_up(store, table, at, begin, add, Some(&add_removed)).await
+    }
+
+    async fn add_up<T: Send>(
+        store: &Store,
+        table: &str,
+        at: Option<u64>,
+        begin: impl Fn() -> T,
+        add: impl Fn(&mut T, &SegmentRef) + Sync,
+        add_removed: Option<&AddRemoved<'_, T>>,
+    ) -> Result<(Self, T), StoreError> {
         let reader = LogReader::new(store, table);
         let mut passed_over = BTreeSet::new();
         loop {
@@ -140,12 +166,46 @@ impl TableView {
                 None => Ok(()),
             };
             let visited = visited.and_then(|()| if below.is_empty() { Ok(()) } else { Err(not_in_it()) });
+            let visited = match (&base, add_removed) {
+                (Some(base), Some(add)) if visited.is_ok() => {
+                    base.visit_removed(&reader, &mut |removed| add(&mut sum, &removed)).await
+                }
+                _ => visited,
+            };
             if let Some(version) = damaged(&reader, base.as_ref().map(|base| base.version), visited)? {
                 passed_over.insert(version);
                 continue;
             }
             above.segments().live.values().for_each(|live| add(&mut sum, &live.segment));
+            if let Some(add) = add_removed {
+                above.segments().removed.values().for_each(|removed| add(&mut sum, removed));
+            }
             return Ok((Self::of(store, table, above, commits, Vec::new(), BTreeMap::new())?, sum));
+        }
+    }
+
+    /// Visits the segments that had been removed by version `at`, in no order, and some of them perhaps twice.
+    pub async fn visit_removed(
+        store: &Store,
+        table: &str,
+        at: u64,
+        mut take: impl FnMut(&Removed) + Send,
+    ) -> Result<(), StoreError> {
+        let reader = LogReader::new(store, table);
+        let mut passed_over = BTreeSet::new();
+        loop {
+            let Snapshot { base, mut above } = Snapshot::begin(&reader, Start::Checkpoint, Some(at), &mut passed_over).await?;
+            above.follow(&reader, Stop::at(Some(at)), &mut |_, _| {}).await?;
+            let visited = match &base {
+                Some(base) => base.visit_removed(&reader, &mut |removed| take(&removed)).await,
+                None => Ok(()),
+            };
+            if let Some(version) = damaged(&reader, base.as_ref().map(|base| base.version), visited)? {
+                passed_over.insert(version);
+                continue;
+            }
+            above.segments().removed.values().for_each(&mut take);
+            return Ok(());
         }
     }
 
@@ -176,7 +236,10 @@ impl TableView {
             let visited = visited.and_then(|()| if is_whole { Ok(()) } else { Err(not_in_it()) });
             let mut removed = BTreeMap::new();
             let visited = match &base {
-                Some(base) if slice.is_all() && visited.is_ok() => base.visit_removed(&reader, &mut removed).await,
+                Some(base) if slice.is_all() && visited.is_ok() => {
+                    let mut take = |one: Removed| drop(removed.insert(one.path.clone(), one));
+                    base.visit_removed(&reader, &mut take).await
+                }
                 _ => visited,
             };
             if let Some(version) = damaged(&reader, base.as_ref().map(|base| base.version), visited)? {

@@ -80,6 +80,8 @@ pub struct Merger {
     /// The last block of each partition.
     newest: BTreeMap<i32, usize>,
     held_bytes: usize,
+    /// The most that was ever held: emptied columns keep their memory.
+    held_bytes_max: usize,
     idle: Vec<Columns>,
     digest: RowDigest,
 }
@@ -93,6 +95,7 @@ impl Merger {
             blocks: Vec::new(),
             newest: BTreeMap::new(),
             held_bytes: 0,
+            held_bytes_max: 0,
             idle: Vec::new(),
             digest: RowDigest::default(),
         }
@@ -136,6 +139,12 @@ impl Merger {
         };
         columns.push(fields, headers.iter().copied(), properties);
         self.held_bytes += columns.memory_bytes() - before;
+        self.held_bytes_max = self.held_bytes_max.max(self.held_bytes);
+    }
+
+    /// Bytes held: the rows of the next row group, and what the writer holds.
+    pub fn memory_bytes(&self) -> usize {
+        self.held_bytes_max + self.writer.memory_bytes()
     }
 
     fn write(&mut self) {

@@ -285,6 +285,11 @@ impl SegmentScan {
         self.groups.iter().map(|group| group.bytes).sum()
     }
 
+    /// Bytes in the store of the row group that is fetched next.
+    pub fn next_group_bytes(&self) -> Option<u64> {
+        self.groups.front().map(|group| group.bytes)
+    }
+
     /// The next batch, decoded on this thread; `None` at the end. Not cancel safe.
     pub async fn next(&mut self) -> Result<Option<EventBatch>, SegmentError> {
         loop {

@@ -261,7 +261,8 @@ impl SegmentUpload {
         Ok(())
     }
 
-    async fn settle_one(&mut self) -> Result<(), SegmentError> {
+    /// Waits until the store has one more of the parts that are on their way, if there are any.
+    pub async fn settle_one(&mut self) -> Result<(), SegmentError> {
         let Some(settled) = self.in_flight.join_next().await else { return Ok(()) };
         let (number, bytes, stored) = settled
             .map_err(|error| SegmentError::new(ErrorKind::Bug, self.patience.key.as_ref(), "an upload stopped").because(error))?;

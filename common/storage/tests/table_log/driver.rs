@@ -8,7 +8,7 @@ use tapedeck_common::commit::{Appended, CommitLog, GapCause, Record};
 use tapedeck_common::{ErrorKind, Timestamp};
 use tapedeck_sim::ManualClock;
 use tapedeck_storage::log::view::History;
-use tapedeck_storage::log::{LogPaths, Slice, TableLog, TableOptions, TableView, VerifyOptions, verify_table};
+use tapedeck_storage::log::{LogPaths, LogReader, Slice, TableLog, TableOptions, TableView, VerifyOptions, verify_table};
 use tapedeck_storage::store::{Store, StoreOptions, open_store};
 
 use crate::kit::*;
@@ -223,4 +223,26 @@ async fn a_table_is_known_by_its_true_name() {
     assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
     let error = TableView::load(&store, "refunds", None, History::Recent).await.expect_err("no such table");
     assert!(error.to_string().contains("no table refunds"), "{error}");
+}
+
+#[tokio::test]
+async fn the_newest_record_of_a_moment_is_told_by_the_stores_clock() {
+    let (store, clock) = (Store::of(Arc::new(InMemory::new())), ManualClock::default());
+    let mut log = open(&store, &clock, "w").await;
+    fill(&mut log, 0, 20).await;
+    let (paths, reader, tip) = (LogPaths::of(TABLE), LogReader::new(&store, TABLE), log.version());
+    let mut times = Vec::new();
+    for version in 0..=tip {
+        let object = store.store.head(&paths.record(version)).await.expect("there");
+        times.push(object.last_modified.timestamp_micros());
+    }
+    for time in &times {
+        for moment in [time - 1, *time, time + 1] {
+            let wanted = (0..=tip).rev().find(|version| times[*version as usize] <= moment);
+            assert_eq!(reader.newest_at(Timestamp::from_micros(moment), tip).await.expect("answers"), wanted);
+        }
+    }
+    store.store.delete(&paths.record(tip.div_ceil(2))).await.expect("deleted");
+    let lost = reader.newest_at(Timestamp::from_micros(times[0]), tip).await.expect_err("a log without a record is damaged");
+    assert_eq!(lost.kind(), ErrorKind::Corrupt);
 }

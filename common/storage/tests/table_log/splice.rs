@@ -1,5 +1,6 @@
 //! Checkpoints made from checkpoints: whatever happened in between, they say what the records say, and cost what changed.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use object_store::{ObjectStore, ObjectStoreExt};
@@ -10,6 +11,7 @@ use proptest::sample::Index;
 use tapedeck_common::Timestamp;
 use tapedeck_sim::{Call, Fault, FaultyStore, When};
 use tapedeck_storage::log::checkpoint::{Shape, write_checkpoint};
+use tapedeck_storage::log::record::Removed;
 use tapedeck_storage::log::{History, LogPaths, LogReader, Slice, TableView};
 use tapedeck_storage::store::Store;
 
@@ -55,6 +57,16 @@ async fn agree(store: &Store, at: Option<u64>, slice: &Slice) -> Result<(), Test
     );
     let rows = whole.segments.iter().map(|live| live.segment.rows).sum();
     prop_assert_eq!(tally.await.expect("reads").1, (whole.segments.len(), rows));
+    let removed: BTreeSet<String> = whole.removed.keys().cloned().collect();
+    let add = |paths: &mut BTreeSet<String>, removed: &Removed| {
+        paths.insert(removed.path.clone());
+    };
+    let tally = TableView::tally_with_removed(store, TABLE, at, BTreeSet::new, |_, _| {}, add);
+    prop_assert_eq!(&tally.await.expect("reads").1, &removed);
+    let mut visited = BTreeSet::new();
+    let visit = TableView::visit_removed(store, TABLE, whole.version, |removed| add(&mut visited, removed));
+    visit.await.expect("reads");
+    prop_assert_eq!(visited, removed);
     Ok(())
 }
 

@@ -4,7 +4,6 @@
 //! footer was read from. Never: panics on a file that is no checkpoint, or asks for bytes outside it; holds more of it than
 //! a few row groups.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -128,16 +127,16 @@ impl CheckpointFile {
         Ok(())
     }
 
-    /// The removed segments, by path.
+    /// Visits the removed segments, in the order of the file.
     pub(in crate::log) async fn visit_removed(
         &self,
         reader: &LogReader,
-        into: &mut BTreeMap<String, Removed>,
+        take: &mut (dyn FnMut(Removed) + Send),
     ) -> Result<(), StoreError> {
         for group in self.holding(Holds::Remove) {
             let bytes = self.fetch(reader, group).await?;
             let removed = self.removes(group, bytes).map_err(|what| self.bad(reader, what))?;
-            into.extend(removed.into_iter().map(|removed| (removed.path.clone(), removed)));
+            removed.into_iter().for_each(&mut *take);
         }
         Ok(())
     }
