@@ -5,6 +5,7 @@
 //! success is settled by reading back, so an answer is never guessed; a record is sent only while every lane stands where
 //! it expects (the fence). Never: sends two different bodies for one version, or one body under two versions at once.
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,9 +15,10 @@ use tapedeck_common::commit::{Outcome, Record};
 use tapedeck_common::limits::TIP_TRUSTED_FOR;
 use tapedeck_common::{ErrorKind, Timestamp};
 
+use super::form::{Content, Form, Text};
 use super::genesis::Genesis;
-use super::record::{self, Header, LogRecord, RecordError};
-use super::rewrite::{self, Rewrite, Rewritten};
+use super::record::{Header, LogRecord, RecordError};
+use super::rewrite::{Rewrite, Rewritten};
 use super::state::LogState;
 
 const WAIT_FIRST: Duration = Duration::from_millis(100);
@@ -35,11 +37,11 @@ pub struct Known {
 
 /// What the machine wants to see done.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Call {
+pub enum Call<B = Bytes> {
     /// Read record n.
     Get(u64),
     /// Store record n if nothing lies there; one request, never repeated inside.
-    Create(u64, Bytes),
+    Create(u64, B),
     /// List the records from n on.
     List(u64),
     /// Let this time pass.
@@ -67,9 +69,9 @@ pub enum Reply {
 
 /// What comes next.
 #[derive(Debug)]
-pub enum Step {
+pub enum Step<B = Bytes> {
     /// This call.
-    Call(Call),
+    Call(Call<B>),
     /// Nothing: this is the result.
     Done(Settled),
 }
@@ -120,9 +122,9 @@ pub enum Goal<'a> {
     CatchUp,
     /// The same, and a log without any record gets this record 0.
     Begin(&'a Genesis),
-    /// One more record. It has passed [`record::check`].
+    /// One more record. It has passed [`check`](super::record::check).
     Append(&'a Record),
-    /// A record that moves or takes out what is there. It has passed [`rewrite::check`], and what it touches is watched
+    /// A record that moves or takes out what is there. It has passed [`check`](super::rewrite::check), and what it touches is watched
     /// ([`LogState::watch`]).
     Rewrite(&'a Rewrite),
 }
@@ -149,8 +151,9 @@ pub struct Tally {
     pub conflicts: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+/// What a piece of work is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Phase {
     /// Reading on, until there is no next record.
     Reading,
     /// A create is under way.
@@ -159,20 +162,27 @@ enum Phase {
     Resolving,
     /// Looking whether the log below us is still there.
     Listing,
+    /// The listing did not show it; the record itself decides.
+    Confirming,
+}
+
+/// What is being created: repeated as it is until its version exists.
+#[derive(Debug, Clone)]
+struct Sent<B> {
+    body: B,
+    /// By which it is known again.
+    hash: String,
 }
 
 /// One piece of work on one log, from [`Self::start`] until [`Step::Done`].
-#[derive(Debug)]
-pub struct Protocol<'a> {
+#[derive(Debug, Clone)]
+pub struct Protocol<'a, F: Form = Text> {
     goal: Goal<'a>,
     identity: Identity,
     phase: Phase,
     /// The call to make once the present wait is over.
-    waiting_for: Option<Call>,
-    /// What is being created: repeated byte for byte until its version exists.
-    body: Bytes,
-    /// Its BLAKE3, by which it is known again.
-    body_hash: String,
+    waiting_for: Option<Call<F::Body>>,
+    sent: Option<Sent<F::Body>>,
     /// Set once our record is known to be in the log.
     committed: Option<u64>,
     asked_at: Duration,
@@ -183,13 +193,38 @@ pub struct Protocol<'a> {
 impl<'a> Protocol<'a> {
     /// The first call (or, for a record that is stale already, the result).
     pub fn start(goal: Goal<'a>, identity: Identity, known: &mut Known, now: Moment) -> Result<(Self, Step), ProtocolError> {
+        Self::start_in_form(goal, identity, known, now)
+    }
+}
+
+/// What decides how the work goes on, its goal left aside. Time, chance and counts are left out: they say when, never what.
+impl<F: Form> Hash for Protocol<'_, F> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let waiting_for = self.waiting_for.as_ref().map(|call| match call {
+            Call::Get(version) => (0, *version),
+            Call::Create(version, _) => (1, *version),
+            Call::List(version) => (2, *version),
+            Call::Wait(_) => (3, 0),
+        });
+        let sent = self.sent.as_ref().map(|sent| &sent.hash);
+        (self.phase, waiting_for, sent, self.committed).hash(state);
+    }
+}
+
+impl<'a, F: Form> Protocol<'a, F> {
+    /// As [`Protocol::start`], for records of another form than the product's.
+    pub fn start_in_form(
+        goal: Goal<'a>,
+        identity: Identity,
+        known: &mut Known,
+        now: Moment,
+    ) -> Result<(Self, Step<F::Body>), ProtocolError> {
         let mut work = Self {
             goal,
             identity,
             phase: Phase::Reading,
             waiting_for: None,
-            body: Bytes::new(),
-            body_hash: String::new(),
+            sent: None,
             committed: None,
             asked_at: now.monotonic,
             backoff: Backoff::new(WAIT_FIRST, WAIT_LONGEST),
@@ -208,18 +243,18 @@ impl<'a> Protocol<'a> {
         self.tally
     }
 
+    /// What it is at.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
     /// Takes the outcome of the last call and says what comes next.
-    pub fn step(&mut self, known: &mut Known, reply: Reply, now: Moment) -> Result<Step, ProtocolError> {
+    pub fn step(&mut self, known: &mut Known, reply: Reply, now: Moment) -> Result<Step<F::Body>, ProtocolError> {
         if let Some(call) = self.waiting_for.take() {
             return Ok(self.call(call, now));
         }
         match (self.phase, reply) {
-            (Phase::Creating, Reply::Created) => {
-                let version = known.state.next_version();
-                let ours = record::decode(&self.body).map_err(|source| ProtocolError { version, source })?;
-                self.apply(known, &ours)?;
-                self.settle(known, now)
-            }
+            (Phase::Creating, Reply::Created) => self.created(known, now),
             (Phase::Creating, _) => {
                 self.tally.unknown += 1;
                 self.phase = Phase::Resolving;
@@ -235,14 +270,18 @@ impl<'a> Protocol<'a> {
                 self.at_tip(known, now)
             }
             // Not final: the lost create may still land. So the same bytes again, which can only land once.
-            (Phase::Resolving, Reply::NotFound) => Ok(self.wait_for_create(known, now)),
+            (Phase::Resolving, Reply::NotFound) => Ok(self.create_again(known, now)),
             (Phase::Listing, Reply::Listed(records)) => self.listed(known, &records, now),
             (Phase::Listing, _) => Ok(self.wait_for(Call::List(self.floor(known)), now)),
+            (Phase::Confirming, Reply::Found(_)) => self.not_cut(known, now),
+            (Phase::Confirming, Reply::NotFound) => Err(self.cut(known)),
+            (Phase::Confirming, Reply::Unreadable(source)) => Err(ProtocolError { version: self.floor(known), source }),
+            (Phase::Confirming, _) => Ok(self.wait_for(Call::Get(self.floor(known)), now)),
             (Phase::Reading | Phase::Resolving, _) => Ok(self.wait_for(Call::Get(known.state.next_version()), now)),
         }
     }
 
-    fn call(&mut self, call: Call, now: Moment) -> Step {
+    fn call(&mut self, call: Call<F::Body>, now: Moment) -> Step<F::Body> {
         if let Call::Create(..) = call {
             self.phase = Phase::Creating;
             self.tally.creates += 1;
@@ -251,21 +290,33 @@ impl<'a> Protocol<'a> {
         Step::Call(call)
     }
 
-    fn wait_for(&mut self, call: Call, now: Moment) -> Step {
+    fn wait_for(&mut self, call: Call<F::Body>, now: Moment) -> Step<F::Body> {
         self.waiting_for = Some(call);
         Step::Call(Call::Wait(self.backoff.next_wait(now.chance)))
     }
 
-    fn wait_for_create(&mut self, known: &Known, now: Moment) -> Step {
-        self.wait_for(Call::Create(known.state.next_version(), self.body.clone()), now)
+    fn create_again(&mut self, known: &Known, now: Moment) -> Step<F::Body> {
+        match &self.sent {
+            Some(sent) => self.wait_for(Call::Create(known.state.next_version(), sent.body.clone()), now),
+            None => self.read_on(known, now),
+        }
     }
 
-    fn read_on(&mut self, known: &Known, now: Moment) -> Step {
+    fn created(&mut self, known: &mut Known, now: Moment) -> Result<Step<F::Body>, ProtocolError> {
+        let Some(sent) = &self.sent else { return Ok(self.read_on(known, now)) };
+        let version = known.state.next_version();
+        // As everybody else will read it, and not as we meant it.
+        let ours = F::read(&sent.body).map_err(|source| ProtocolError { version, source })?;
+        self.apply(known, &ours)?;
+        self.settle(known, now)
+    }
+
+    fn read_on(&mut self, known: &Known, now: Moment) -> Step<F::Body> {
         self.phase = Phase::Reading;
         self.call(Call::Get(known.state.next_version()), now)
     }
 
-    fn found(&mut self, known: &mut Known, record: &LogRecord, now: Moment) -> Result<Step, ProtocolError> {
+    fn found(&mut self, known: &mut Known, record: &LogRecord, now: Moment) -> Result<Step<F::Body>, ProtocolError> {
         self.backoff.reset();
         let ours = self.apply(known, record)?;
         if ours {
@@ -283,7 +334,7 @@ impl<'a> Protocol<'a> {
         known.state.apply(record).map_err(|source| ProtocolError { version, source })?;
         self.saw_tip(known);
         // By its bytes, which name writer and id: stronger than the id alone, should two writers ever draw the same chance.
-        let ours = self.phase != Phase::Reading && self.body_hash == record.hash;
+        let ours = self.phase != Phase::Reading && self.sent.as_ref().is_some_and(|sent| sent.hash == record.hash);
         if ours {
             self.committed = Some(version);
         }
@@ -313,24 +364,21 @@ impl<'a> Protocol<'a> {
     }
 
     /// Everything up to the tip is known: go on to the goal.
-    fn at_tip(&mut self, known: &Known, now: Moment) -> Result<Step, ProtocolError> {
+    fn at_tip(&mut self, known: &Known, now: Moment) -> Result<Step<F::Body>, ProtocolError> {
         if Self::is_old(known, now) {
             return Ok(self.look_below(known, now));
         }
         match self.goal {
             Goal::CatchUp => Ok(Step::Done(Settled::CaughtUp)),
             Goal::Begin(_) if known.state.tip().is_some() => Ok(Step::Done(Settled::CaughtUp)),
-            Goal::Begin(genesis) => {
-                let body = record::encode_genesis(&self.header(known, now), genesis);
-                Ok(self.send(0, body, now))
-            }
+            Goal::Begin(genesis) => Ok(self.send(known, Content::Genesis(genesis), now)),
             Goal::Append(record) => {
                 Self::check_begun(known)?;
                 let stale = known.state.fence(record);
                 if !stale.is_empty() {
                     return Ok(Step::Done(Settled::Appended(Outcome::Stale(stale))));
                 }
-                self.create(known, |header| record::encode(header, record), now)
+                Ok(self.send(known, Content::Events(record), now))
             }
             Goal::Rewrite(rewrite) => {
                 Self::check_begun(known)?;
@@ -338,7 +386,7 @@ impl<'a> Protocol<'a> {
                 if !moved.is_empty() {
                     return Ok(Step::Done(Settled::Rewritten(Rewritten::Moved(moved))));
                 }
-                self.create(known, |header| rewrite::encode(header, rewrite), now)
+                Ok(self.send(known, Content::Rewrite(rewrite), now))
             }
         }
     }
@@ -352,14 +400,10 @@ impl<'a> Protocol<'a> {
     }
 
     /// The fence is passed: sends the record under the next number.
-    fn create(&mut self, known: &Known, encode: impl FnOnce(&Header) -> Vec<u8>, now: Moment) -> Result<Step, ProtocolError> {
-        let body = encode(&self.header(known, now));
-        Ok(self.send(known.state.next_version(), body, now))
-    }
-
-    fn send(&mut self, version: u64, body: Vec<u8>, now: Moment) -> Step {
-        (self.body_hash, self.body) = (record::hash(&body), body.into());
-        self.call(Call::Create(version, self.body.clone()), now)
+    fn send(&mut self, known: &Known, content: Content<'_>, now: Moment) -> Step<F::Body> {
+        let body = F::write(&self.header(known, now), content);
+        self.sent = Some(Sent { body: body.clone(), hash: F::hash(&body) });
+        self.call(Call::Create(known.state.next_version(), body), now)
     }
 
     fn header(&self, known: &Known, now: Moment) -> Header {
@@ -373,7 +417,7 @@ impl<'a> Protocol<'a> {
     }
 
     /// Our record is in the log. Before that is trusted after a long sleep, the log below it must still be there.
-    fn settle(&mut self, known: &Known, now: Moment) -> Result<Step, ProtocolError> {
+    fn settle(&mut self, known: &Known, now: Moment) -> Result<Step<F::Body>, ProtocolError> {
         if Self::is_old(known, now) {
             return Ok(self.look_below(known, now));
         }
@@ -384,7 +428,7 @@ impl<'a> Protocol<'a> {
         }
     }
 
-    fn look_below(&mut self, known: &Known, now: Moment) -> Step {
+    fn look_below(&mut self, known: &Known, now: Moment) -> Step<F::Body> {
         self.phase = Phase::Listing;
         self.call(Call::List(self.floor(known)), now)
     }
@@ -395,84 +439,27 @@ impl<'a> Protocol<'a> {
         if self.committed.is_some() { tip.saturating_sub(1) } else { tip }
     }
 
-    fn listed(&mut self, known: &mut Known, records: &[u64], now: Moment) -> Result<Step, ProtocolError> {
-        let floor = self.floor(known);
-        if records.first() != Some(&floor) {
-            let what = "it is gone: the log was cut while this writer slept, so nothing it did since can be trusted";
-            return Err(ProtocolError { version: floor, source: RecordError::Broken(what.to_owned()) });
-        }
-        known.seen_at = self.asked_at;
+    fn listed(&mut self, known: &mut Known, records: &[u64], now: Moment) -> Result<Step<F::Body>, ProtocolError> {
         known.listed = known.listed.max(records.last().copied());
+        let floor = self.floor(known);
+        if records.first() == Some(&floor) {
+            return self.not_cut(known, now);
+        }
+        // A listing may lag behind what is there.
+        self.phase = Phase::Confirming;
+        Ok(self.call(Call::Get(floor), now))
+    }
+
+    fn not_cut(&mut self, known: &mut Known, now: Moment) -> Result<Step<F::Body>, ProtocolError> {
+        known.seen_at = self.asked_at;
         if self.committed.is_some() { self.settle(known, now) } else { Ok(self.read_on(known, now)) }
+    }
+
+    fn cut(&self, known: &Known) -> ProtocolError {
+        let what = "it is gone: the log was cut while this writer slept, so nothing it did since can be trusted";
+        ProtocolError { version: self.floor(known), source: RecordError::Broken(what.to_owned()) }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn moment(seconds: u64) -> Moment {
-        Moment { monotonic: Duration::from_secs(seconds), wall: Timestamp::default(), chance: 0.5 }
-    }
-
-    fn begun() -> Known {
-        let genesis = Genesis { table_id: "id".to_owned(), table: "t".to_owned(), created_ms: 0, writers: Default::default() };
-        let mut known = Known::default();
-        let (mut work, _) = Protocol::start(Goal::Begin(&genesis), identity("a"), &mut known, moment(0)).expect("starts");
-        work.step(&mut known, Reply::NotFound, moment(0)).expect("creates");
-        work.step(&mut known, Reply::Created, moment(0)).expect("done");
-        known
-    }
-
-    fn identity(txn_id: &str) -> Identity {
-        Identity { engine: "tapedeck/test".to_owned(), writer: "w".to_owned(), txn_id: txn_id.to_owned() }
-    }
-
-    fn start_of_a_lane() -> Record {
-        use tapedeck_common::commit::Advance;
-        let span = tapedeck_common::Span::empty_at(tapedeck_common::Position::new(7));
-        let lane = tapedeck_common::LaneId::new("s", 0);
-        Record { advances: vec![Advance { lane, expected: None, span, rows: 0, skipped: 0, gap: None }], segments: vec![] }
-    }
-
-    /// A process that was stopped while its create was under way must not believe the answer at once.
-    #[test]
-    fn a_success_that_comes_after_a_long_sleep_is_trusted_only_above_the_log_that_was_known() {
-        for (listed, trusted) in
-            [(vec![0, 1], true), (vec![0, 1, 2, 3], true), (vec![], false), (vec![1], false), (vec![1, 2], false)]
-        {
-            let (mut known, record) = (begun(), start_of_a_lane());
-            let (mut work, step) = Protocol::start(Goal::Append(&record), identity("b"), &mut known, moment(1)).expect("starts");
-            assert!(matches!(step, Step::Call(Call::Create(1, _))));
-            let step = work.step(&mut known, Reply::Created, moment(3_600)).expect("goes on");
-            assert!(matches!(step, Step::Call(Call::List(0))), "{step:?}");
-            let step = work.step(&mut known, Reply::Unknown, moment(3_601)).expect("goes on");
-            assert!(matches!(step, Step::Call(Call::Wait(_))), "{step:?}");
-            let step = work.step(&mut known, Reply::Waited, moment(3_602)).expect("goes on");
-            assert!(matches!(step, Step::Call(Call::List(0))), "{step:?}");
-            match work.step(&mut known, Reply::Listed(listed.clone()), moment(3_603)) {
-                Ok(Step::Done(Settled::Appended(Outcome::Committed { version: 1 }))) => assert!(trusted, "{listed:?}"),
-                Ok(step) => panic!("{listed:?}: {step:?}"),
-                Err(error) => assert!(!trusted && error.kind() == ErrorKind::Corrupt, "{listed:?}: {error}"),
-            }
-        }
-    }
-
-    #[test]
-    fn after_a_lost_create_the_same_bytes_go_to_the_same_version() {
-        let (mut known, record) = (begun(), start_of_a_lane());
-        let (mut work, step) = Protocol::start(Goal::Append(&record), identity("b"), &mut known, moment(1)).expect("starts");
-        let Step::Call(first) = step else { panic!("{step:?}") };
-        for second in 2..50 {
-            let step = work.step(&mut known, Reply::Unknown, moment(second)).expect("goes on");
-            assert!(matches!(step, Step::Call(Call::Get(1))), "{step:?}");
-            let step = work.step(&mut known, Reply::NotFound, moment(second)).expect("goes on");
-            assert!(matches!(step, Step::Call(Call::Wait(_))), "{step:?}");
-            match work.step(&mut known, Reply::Waited, moment(second)).expect("goes on") {
-                Step::Call(again) => assert_eq!(again, first),
-                step => panic!("{step:?}"),
-            }
-        }
-        assert_eq!(work.tally().creates, 49);
-    }
-}
+mod tests;
