@@ -243,11 +243,16 @@ impl<'a> Explorer<'a> {
             }
             actor.ids += 1;
             let id = format!("{number}-{}", actor.ids);
-            Goal::Append(*record.insert(self.batch(state, id, stands)))
+            let batch = self.batch(state, id, stands);
+            record = Some(batch);
+            Goal::Append(batch)
         } else {
             let sweeps_left = state.sweeps_left;
             match self.sweep(state, number)? {
-                Some(sweep) => Goal::Rewrite(*rewrite.insert(sweep)),
+                Some(sweep) => {
+                    rewrite = Some(sweep);
+                    Goal::Rewrite(sweep)
+                }
                 // A wrong keeper has deleted what it found, and says nothing.
                 None if state.sweeps_left < sweeps_left => return Ok(true),
                 None if state.actors[number].known.state.next_version() < state.records.len() as u64 => Goal::CatchUp,
@@ -266,7 +271,7 @@ impl<'a> Explorer<'a> {
         let (desk, id) = (self.desk, format!("{number}-{ids}"));
         let new =
             |id: &String| Genesis { table_id: id.clone(), table: "sim".to_owned(), created_ms: 0, writers: Writers::OnlyUs };
-        *self.begins.entry(id).or_insert_with_key(|id| desk.begins.keep(new(id)))
+        self.begins.entry(id).or_insert_with_key(|id| desk.begins.keep(new(id)))
     }
 
     /// The start of the lane, or its next event, in a file that lies there before the record is sent.

@@ -289,7 +289,9 @@ impl<'a, F: Form> Writer<'a, F> {
                 None => Goal::CatchUp,
                 Some(chosen) => {
                     rewrite::check(&chosen).map_err(|error| error.to_string())?;
-                    Goal::Rewrite(*rewrite.insert(self.desk.rewrites.keep(chosen)))
+                    let chosen = self.desk.rewrites.keep(chosen);
+                    rewrite = Some(chosen);
+                    Goal::Rewrite(chosen)
                 }
             }
         } else {
@@ -297,7 +299,8 @@ impl<'a, F: Form> Writer<'a, F> {
             if self.wrong.is_none() {
                 record::check(batch).map_err(|error| error.to_string())?;
             }
-            Goal::Append(*record.insert(batch))
+            record = Some(batch);
+            Goal::Append(batch)
         };
         let identity = Identity { engine: "tapedeck/sim".to_owned(), writer: self.name.clone(), txn_id: txn_id.clone() };
         let started = Protocol::start_in_form(goal, identity, &mut self.known, hands.now);
