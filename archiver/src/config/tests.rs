@@ -41,6 +41,18 @@ fn bad_values_are_named_with_their_path() {
         (source("brokers: [b], group: g, topics: ['^t']"), "sources[0].kafka.topics: ^t: a pattern must end with $"),
         (source("brokers: [b], group: g, topics: [t], client: { group.id: x }"), "sources[0].kafka.client.group.id: use `group`"),
         (
+            source("brokers: [b], group: g, topics: [t], client: { group.instance.id: x }"),
+            "sources[0].kafka.client.group.instance.id: use `group_instance_id`",
+        ),
+        (
+            source("brokers: [b], group: g, topics: [t], group_protocol: consumer, client: { session.timeout.ms: 6000 }"),
+            "sources[0].kafka.client.session.timeout.ms: with group_protocol consumer the broker sets it",
+        ),
+        (
+            source("brokers: [b], group: g, topics: [t], group_instance_id: 'pod 0'"),
+            "sources[0].kafka.group_instance_id: use letters",
+        ),
+        (
             source("brokers: [b], group: g, topics: [t], start: soon"),
             "sources[0].kafka.start: must be earliest, latest or a time",
         ),
@@ -49,6 +61,19 @@ fn bad_values_are_named_with_their_path() {
         let error = checked(&yaml).expect_err(&yaml);
         assert!(error.contains(text), "{yaml}: {error}");
     }
+}
+
+#[test]
+fn two_sources_are_never_one_static_member() {
+    let sources = |second: &str| {
+        let kafka = |name: &str, more: &str| {
+            format!("{{ name: {name}, kafka: {{ brokers: [b], group: g, topics: [{name}], group_instance_id: {more} }} }}")
+        };
+        checked(&format!("sources: [{}, {}]", kafka("one", "pod-0"), kafka("two", second)))
+    };
+    assert!(sources("pod-0-two").is_ok());
+    let error = sources("pod-0").expect_err("the group would take them for one member");
+    assert!(error.contains("sources[1].kafka.group_instance_id: is that of an earlier source"), "{error}");
 }
 
 #[test]
