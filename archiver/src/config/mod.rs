@@ -204,7 +204,11 @@ fn kafka_settings(path: &str, raw: RawKafka, replayed: RawReplayed, now: Timesta
     };
     let protocol = match raw.group_protocol {
         RawGroupProtocol::Classic => GroupProtocol::Classic,
-        RawGroupProtocol::Consumer => GroupProtocol::Consumer,
+        RawGroupProtocol::Consumer => {
+            let what = "consumer is refused: with the Kafka client of this version events were skipped while members came and went \
+                        (docs/decisions/0002); use classic";
+            return Err(bad(format!("{path}.group_protocol"), what));
+        }
     };
     let membership = Membership { protocol, instance: raw.group_instance_id };
     let cluster = ClusterSettings { brokers: raw.brokers, client: raw.client };

@@ -74,8 +74,8 @@ pub struct RawKafka {
     pub brokers: Vec<String>,
     /// The consumer group. All replicas of one archiver share it; no other consumer may.
     pub group: String,
-    /// How the group shares out its partitions: `classic`, or `consumer` (KIP-848, brokers from 4.0 on), where the broker sets
-    /// session and heartbeats. All replicas must use the same.
+    /// How the group shares out its partitions: `classic`. `consumer` (KIP-848) is known and refused: with the Kafka client of
+    /// this version events were skipped.
     #[serde(default)]
     pub group_protocol: RawGroupProtocol,
     /// A name of this replica that outlives the process (static membership): its partitions wait for it while it restarts,
@@ -103,7 +103,7 @@ pub enum RawGroupProtocol {
     /// The members share out the partitions.
     #[default]
     Classic,
-    /// The broker does.
+    /// The broker does. Refused.
     Consumer,
 }
 
