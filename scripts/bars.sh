@@ -9,9 +9,9 @@ scripts/needs.sh build servers python
 export TAPEDECK_PYTHON=$cache/venv-test/bin/python TAPEDECK_SPARK_JARS=$cache/spark-jars SPARK_LOCAL_IP=127.0.0.1
 export PATH=$PATH:$cache/venv-go/bin
 export TAPEDECK_KILLS=100 TAPEDECK_EVENTS=2000000 TAPEDECK_EXACT_EVENTS=2000000 TAPEDECK_AWAY_SECONDS=180
-export TAPEDECK_CIRCLE_EVENTS=2000000 TAPEDECK_CIRCLE_KILLS=20
+export TAPEDECK_CIRCLE_EVENTS=2000000 TAPEDECK_CIRCLE_KILLS=20 TAPEDECK_SHUTDOWNS=100 TAPEDECK_STORM_SECONDS=300
 code=0
 cargo test --workspace --release --locked --no-fail-fast --test real -- --ignored --nocapture --test-threads=1 "$@" || code=$?
-cargo test --workspace --release --locked --no-fail-fast --test crash --test exactness --test memory --test store_away --test circle \
+cargo test --workspace --release --locked --no-fail-fast --test crash --test exactness --test memory --test store_away --test circle --test shutdown --test chaos \
   -- --nocapture --test-threads=1 "$@" || code=$?
 exit $code
