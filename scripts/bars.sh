@@ -11,8 +11,10 @@ export TAPEDECK_READERS_WITHOUT=$(cat "$cache/venv-test/.without" 2>/dev/null)
 export PATH=$PATH:$cache/venv-go/bin
 export TAPEDECK_KILLS=100 TAPEDECK_EVENTS=2000000 TAPEDECK_EXACT_EVENTS=2000000 TAPEDECK_AWAY_SECONDS=180
 export TAPEDECK_CIRCLE_EVENTS=2000000 TAPEDECK_CIRCLE_KILLS=20 TAPEDECK_READERS_EVENTS=2000000
+export TAPEDECK_SHUTDOWNS=100 TAPEDECK_STORM_SECONDS=300
 code=0
 cargo test --workspace --release --locked --no-fail-fast --test real -- --ignored --nocapture --test-threads=1 "$@" || code=$?
-cargo test --workspace --release --locked --no-fail-fast --test crash --test exactness --test memory --test store_away --test circle --test readers \
+cargo test --workspace --release --locked --no-fail-fast --test crash --test exactness --test memory --test store_away --test circle \
+  --test readers --test shutdown --test chaos \
   -- --nocapture --test-threads=1 "$@" || code=$?
 exit $code

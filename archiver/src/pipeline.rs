@@ -26,6 +26,7 @@ use crate::status::{LaneStatus, SourceStatus};
 use crate::table::{SharedLog, StoreFailure, Stored, StoredBatch, Table};
 use crate::upload::Segments;
 use locate::LookedUp;
+pub use locate::OnGap;
 
 mod locate;
 
@@ -92,6 +93,8 @@ pub struct Shared {
     pub segments: Arc<Segments>,
     /// When batches close.
     pub policy: SealPolicy,
+    /// What happens where the bus lost events.
+    pub on_gap: OnGap,
     /// Counts up when somebody asks to seal now.
     pub seal_now: watch::Receiver<u64>,
 }

@@ -265,6 +265,7 @@ impl Archiver {
             tables: Arc::new(parts.tables.of_source(source.tables.clone())),
             segments: Arc::clone(&parts.segments),
             policy: self.config.seal,
+            on_gap: source.on_gap,
             seal_now: parts.seal_now.clone(),
         };
         let (name, metrics) = (source.name.clone(), metrics.source(&source.name));

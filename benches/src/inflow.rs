@@ -15,7 +15,7 @@ use tapedeck_common::columns::ColumnsPool;
 use tapedeck_common::position::Position;
 use tapedeck_daemon::SystemClock;
 use tapedeck_kafka::admin::Cluster;
-use tapedeck_kafka::config::{ClusterSettings, KafkaSettings, Replayed, Start, TopicSelector};
+use tapedeck_kafka::config::{ClusterSettings, KafkaSettings, Membership, Replayed, Start, TopicSelector};
 use tapedeck_kafka::consumer::KafkaConsumer;
 
 use crate::broker::Broker;
@@ -53,6 +53,7 @@ pub fn consume(broker: &Broker, pool: &Arc<ColumnsPool>, events: u64, take: impl
     let settings = KafkaSettings {
         cluster: cluster(&broker.bootstrap, &[]),
         group,
+        membership: Membership::default(),
         topics: vec![TopicSelector::parse(&broker.topic).map_err(|error| anyhow!("{error}"))?],
         start: Start::Earliest,
         replayed: Replayed::Skip,

@@ -11,12 +11,13 @@ use std::time::Duration;
 use tapedeck_common::limits;
 use tapedeck_common::time::Timestamp;
 use tapedeck_daemon::units::moment;
-use tapedeck_kafka::config::{ClusterSettings, KafkaSettings, Replayed, Start, TopicSelector};
+use tapedeck_kafka::config::{ClusterSettings, GroupProtocol, KafkaSettings, Membership, Replayed, Start, TopicSelector};
 
 pub use maintain::Maintenance;
-pub use raw::{RawArchive, RawConfig, RawKafka, RawReplayed, RawSource, RawTableRule};
+pub use raw::{RawArchive, RawConfig, RawGroupProtocol, RawKafka, RawOnGap, RawReplayed, RawSource, RawTableRule};
 pub use rules::TableRules;
 
+use crate::pipeline::OnGap;
 use crate::seal::SealPolicy;
 
 /// A commented file that works, for `archiver config example`.
@@ -48,6 +49,8 @@ pub struct Source {
     pub topics: Vec<String>,
     /// The Kafka cluster and what is read of it.
     pub kafka: KafkaSettings,
+    /// What happens where the bus lost events.
+    pub on_gap: OnGap,
     /// Which table a topic goes to.
     pub tables: TableRules,
 }
@@ -170,10 +173,24 @@ fn sources(raw: Vec<RawSource>, replayed: RawReplayed, now: Timestamp) -> Result
         }
         let tables = TableRules::parse(&source.tables).map_err(|(index, what)| bad(format!("{path}.tables[{index}]"), what))?;
         let topics = source.kafka.topics.clone();
+        let on_gap = match source.kafka.on_gap {
+            RawOnGap::Record => OnGap::Record,
+            RawOnGap::Halt => OnGap::Halt,
+        };
         let kafka = kafka_settings(&format!("{path}.kafka"), source.kafka, replayed, now)?;
-        sources.push(Source { name: source.name, topics, kafka, tables });
+        if sources.iter().any(|other| are_one_member(&other.kafka, &kafka)) {
+            let what = "is that of an earlier source of the same group: the two would put each other out; give each its own";
+            return Err(bad(format!("{path}.kafka.group_instance_id"), what));
+        }
+        sources.push(Source { name: source.name, topics, kafka, on_gap, tables });
     }
     Ok(sources)
+}
+
+/// True if the group would take these two for one static member.
+fn are_one_member(one: &KafkaSettings, other: &KafkaSettings) -> bool {
+    let name = |kafka: &KafkaSettings| Some((kafka.membership.instance.clone()?, kafka.group.clone()));
+    name(one).is_some() && name(one) == name(other) && one.cluster.brokers == other.cluster.brokers
 }
 
 fn kafka_settings(path: &str, raw: RawKafka, replayed: RawReplayed, now: Timestamp) -> Result<KafkaSettings, BadConfig> {
@@ -191,8 +208,17 @@ fn kafka_settings(path: &str, raw: RawKafka, replayed: RawReplayed, now: Timesta
         RawReplayed::Skip => Replayed::Skip,
         RawReplayed::Archive => Replayed::Archive,
     };
+    let protocol = match raw.group_protocol {
+        RawGroupProtocol::Classic => GroupProtocol::Classic,
+        RawGroupProtocol::Consumer => {
+            let what = "consumer is refused: with the Kafka client of this version events were skipped while members came and went \
+                        (docs/decisions/0002); use classic";
+            return Err(bad(format!("{path}.group_protocol"), what));
+        }
+    };
+    let membership = Membership { protocol, instance: raw.group_instance_id };
     let cluster = ClusterSettings { brokers: raw.brokers, client: raw.client };
-    let settings = KafkaSettings { cluster, group: raw.group, topics, start, replayed, mark: String::new() };
+    let settings = KafkaSettings { cluster, group: raw.group, membership, topics, start, replayed, mark: String::new() };
     settings.check().map_err(named)?;
     Ok(settings)
 }

@@ -77,14 +77,48 @@ pub struct RawKafka {
     pub brokers: Vec<String>,
     /// The consumer group. All replicas of one archiver share it; no other consumer may.
     pub group: String,
+    /// How the group shares out its partitions: `classic`. `consumer` (KIP-848) is known and refused: with the Kafka client of
+    /// this version events were skipped.
+    #[serde(default)]
+    pub group_protocol: RawGroupProtocol,
+    /// A name of this replica that outlives the process (static membership): its partitions wait for it while it restarts,
+    /// for one session. Each replica needs its own, for example `${env:HOSTNAME}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_instance_id: Option<String>,
     /// Topic names; `^...$` is a pattern.
     pub topics: Vec<String>,
     /// Where a topic begins that the archive has never seen: `earliest`, `latest` or a time.
     #[serde(default = "earliest")]
     pub start: String,
+    /// What happens where the bus lost events before they were archived: `record` writes the gap into the log and goes on,
+    /// `halt` stops the partition until somebody decides.
+    #[serde(default)]
+    pub on_gap: RawOnGap,
     /// librdkafka properties. The ones that guard the promises are refused.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub client: BTreeMap<String, String>,
+}
+
+/// How members of a group and its coordinator speak.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawGroupProtocol {
+    /// The members share out the partitions.
+    #[default]
+    Classic,
+    /// The broker does. Refused.
+    Consumer,
+}
+
+/// What happens where the bus lost events.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawOnGap {
+    /// The gap is written into the log.
+    #[default]
+    Record,
+    /// The partition stands still.
+    Halt,
 }
 
 fn earliest() -> String {

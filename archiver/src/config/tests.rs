@@ -52,6 +52,18 @@ fn bad_values_are_named_with_their_path() {
         (source("brokers: [b], group: g, topics: ['^t']"), "sources[0].kafka.topics: ^t: a pattern must end with $"),
         (source("brokers: [b], group: g, topics: [t], client: { group.id: x }"), "sources[0].kafka.client.group.id: use `group`"),
         (
+            source("brokers: [b], group: g, topics: [t], client: { group.instance.id: x }"),
+            "sources[0].kafka.client.group.instance.id: use `group_instance_id`",
+        ),
+        (
+            source("brokers: [b], group: g, topics: [t], group_protocol: consumer"),
+            "sources[0].kafka.group_protocol: consumer is refused",
+        ),
+        (
+            source("brokers: [b], group: g, topics: [t], group_instance_id: 'pod 0'"),
+            "sources[0].kafka.group_instance_id: use letters",
+        ),
+        (
             source("brokers: [b], group: g, topics: [t], start: soon"),
             "sources[0].kafka.start: must be earliest, latest or a time",
         ),
@@ -104,6 +116,19 @@ fn bad_maintenance_is_refused_and_what_may_surprise_is_warned_of() {
         let warnings = checked(&format!("{SOURCE}\nmaintain: {{ {block} }}")).expect(block).warnings(None);
         assert!(matches!(warnings.as_slice(), [one] if one.contains(text)), "{block}: {warnings:?}");
     }
+}
+
+#[test]
+fn two_sources_are_never_one_static_member() {
+    let sources = |second: &str| {
+        let kafka = |name: &str, more: &str| {
+            format!("{{ name: {name}, kafka: {{ brokers: [b], group: g, topics: [{name}], group_instance_id: {more} }} }}")
+        };
+        checked(&format!("sources: [{}, {}]", kafka("one", "pod-0"), kafka("two", second)))
+    };
+    assert!(sources("pod-0-two").is_ok());
+    let error = sources("pod-0").expect_err("the group would take them for one member");
+    assert!(error.contains("sources[1].kafka.group_instance_id: is that of an earlier source"), "{error}");
 }
 
 #[test]

@@ -17,6 +17,16 @@ use tracing::error;
 use super::{Done, Pipeline, PipelineError, Tables};
 use crate::table::{SharedLog, Table};
 
+/// What happens where the bus lost events before they were archived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnGap {
+    /// The gap is written into the log, and the lane goes on behind it.
+    #[default]
+    Record,
+    /// The lane stands still until somebody decides; meanwhile the bus may lose more.
+    Halt,
+}
+
 /// A lane whose log is to be read, in one of its assignments.
 struct Wanted {
     lane: LaneId,
@@ -108,6 +118,11 @@ impl Pipeline {
             match answers.remove(&known.lane) {
                 Some(Located::Continue(at)) => resume.push((known, at)),
                 Some(Located::Start(at)) => write.push((start_of(&known.lane, at), known)),
+                Some(Located::Gap(span, cause)) if self.shared.on_gap == OnGap::Halt => {
+                    error!(lane = %known.lane, topic = %known.topic, %span, cause = cause.as_str(),
+                        "events are lost on the bus; this lane is halted, on_gap: record would write the gap into the log and go on");
+                    self.halt(&known.lane);
+                }
                 Some(Located::Gap(span, cause)) => {
                     error!(lane = %known.lane, topic = %known.topic, %span, cause = cause.as_str(), "events are lost on the bus, writing the gap into the log");
                     self.metrics.gap(&known.topic, cause, span.len());

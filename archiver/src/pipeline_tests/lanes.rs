@@ -9,6 +9,7 @@ use tapedeck_sim::{BusEvent, Call, Fault, When, settle};
 
 use super::SECOND;
 use super::world::{AGE_MAX, Setup, TICK, World};
+use crate::pipeline::OnGap;
 
 #[tokio::test(start_paused = true)]
 async fn the_start_of_a_lane_is_committed_before_anything_is_read() {
@@ -90,6 +91,26 @@ async fn what_retention_took_while_nobody_read_is_recorded_and_reading_goes_on()
     let gaps: Vec<_> = lane.gaps.iter().map(|gap| (gap.from, gap.until, gap.cause)).collect();
     assert_eq!((gaps, lane.rows, lane.next), (vec![(4, 7, "retention")], 7, 10));
     assert_eq!(second.metric("gap_events", "retention"), 3.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_it_is_so_wanted_a_gap_halts_its_lane_and_nothing_is_written() {
+    let setup = Setup { on_gap: OnGap::Halt, ..Setup::default() };
+    let (mut world, process, running) = World::reading(setup, 2).await;
+    world.publish("orders", 4);
+    settle().await;
+    assert!(running.leave(&world).await.is_ok());
+    drop(process);
+    world.publish("orders", 6);
+    world.bus.expire("orders", 0, Position::new(7));
+    let second = world.process().await;
+    let running = second.read_all(&world).await;
+    world.advance(AGE_MAX + TICK).await;
+    let halted: Vec<_> = running.status.borrow().lanes.iter().map(|lane| lane.halted).collect();
+    assert_eq!((halted, second.metric("lanes_halted", ""), second.metric("gap_events", "")), (vec![true, false], 1.0, 0.0));
+    assert!(running.leave(&world).await.is_ok());
+    let archived = world.check().await;
+    assert_eq!(archived.lanes.values().map(|lane| (lane.next, lane.gaps.len())).collect::<Vec<_>>(), [(4, 0), (10, 0)]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{RawTableRule, TableRules};
 use crate::metrics::Metrics;
-use crate::pipeline::{Pipeline, PipelineError, Shared};
+use crate::pipeline::{OnGap, Pipeline, PipelineError, Shared};
 use crate::seal::SealPolicy;
 use crate::status::SourceStatus;
 use crate::tables::OpenTables;
@@ -53,6 +53,7 @@ pub(super) struct Setup {
     pub(super) budget_bytes: usize,
     pub(super) policy: SealPolicy,
     pub(super) start: StartAt,
+    pub(super) on_gap: OnGap,
     /// All topics share one table.
     pub(super) one_table: bool,
     pub(super) run_events: usize,
@@ -66,6 +67,7 @@ impl Default for Setup {
             budget_bytes: 64 << 20,
             policy: SealPolicy { bytes_max: 64 << 20, age_max: AGE_MAX },
             start: StartAt::Earliest,
+            on_gap: OnGap::Record,
             one_table: false,
             run_events: 256,
         }
@@ -155,6 +157,7 @@ impl World {
             tables,
             segments: Arc::new(segments),
             policy: self.setup.policy,
+            on_gap: self.setup.on_gap,
             seal_now,
         };
         Process { store, budget, shared, seal, metrics, registry }

@@ -2,6 +2,9 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 #![allow(missing_docs, unreachable_pub, reason = "tests")]
 
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -138,6 +141,18 @@ impl Site {
         block_on(judge(&store, truth, table))
     }
 
+    /// The table's log as a reader sees it; none if there is no such table yet.
+    pub fn view(&self, table: &str) -> Result<Option<TableView>> {
+        let store = self.store()?;
+        Ok(block_on(TableView::load(&store, table, None, History::Recent)).ok())
+    }
+
+    /// Every row that a view shows.
+    pub fn yielded(&self, view: &TableView) -> Result<Yielded> {
+        let store = self.store()?;
+        block_on(Yielded::read(&store, view))
+    }
+
     /// `archiver verify`, which must be content.
     pub fn verify(&self, more: &[&str]) -> Result<String> {
         let ended = self.about("verify", more).run(PATIENCE)?;
@@ -184,36 +199,80 @@ pub fn block_on<T>(work: impl Future<Output = T>) -> T {
 }
 
 async fn judge(store: &Store, truth: &Truth, table: &str) -> Result<Report> {
-    let mut judge = truth.judge();
     let view = TableView::load(store, table, None, History::Recent).await?;
-    let mut segments: Vec<_> = view.segments.iter().collect();
-    // Within a lane the judge wants growing offsets; hours of one batch interleave, so lanes are gathered first.
-    segments.sort_by_key(|live| live.segment.lanes.first().map(|lane| (lane.partition, lane.first)));
-    let mut rows: Vec<(i32, i64, u64)> = Vec::new();
-    let topic = segments.first().context("the table holds segments")?.segment.topic.to_string();
-    for live in segments {
-        read_segment(store, table, &live.segment, &mut rows).await?;
-    }
-    rows.sort_by_key(|(partition, offset, _)| (*partition, *offset));
-    for (partition, offset, digest) in rows {
-        judge.see(&topic, partition, offset, digest);
-    }
-    Ok(judge.verdict())
+    Ok(Yielded::read(store, &view).await?.judge(truth))
 }
 
-async fn read_segment(store: &Store, table: &str, segment: &SegmentRef, rows: &mut Vec<(i32, i64, u64)>) -> Result<()> {
-    let key = layout::table_object(table, &segment.path);
-    let reader = SegmentReader::open_vouched(std::sync::Arc::clone(&store.store), key, segment).await?;
-    let mut scan = reader.scan(Scan::default());
-    while let Some(batch) = scan.next().await? {
-        let mut headers = Vec::new();
-        for row in 0..batch.len() {
-            let event = batch.row(row);
-            batch.headers(row, &mut headers);
-            let bytes = headers.iter().map(|(name, value)| (name.as_bytes(), *value));
-            let digest = tapedeck_testbed::oracle::digest(event.key, event.value, bytes, event.time.millis_floor());
-            rows.push((event.partition, event.position.as_i64(), digest));
+/// What the segments of a table hold, lane by lane.
+pub struct Yielded {
+    topic: String,
+    /// Partition, offset, digest; sorted.
+    pub rows: Vec<(i32, i64, u64)>,
+    /// Rows that stand in their segment after one that comes later in the same lane.
+    reordered: u64,
+}
+
+impl Yielded {
+    async fn read(store: &Store, view: &TableView) -> Result<Self> {
+        let first = view.segments.first().context("the table holds segments")?;
+        let mut read = Self { topic: first.segment.topic.to_string(), rows: Vec::new(), reordered: 0 };
+        for live in &view.segments {
+            read.add(store, &view.table, &live.segment).await?;
         }
+        // Hours of one batch interleave, so the order is looked at within each segment; the judge wants growing offsets.
+        read.rows.sort_by_key(|(partition, offset, _)| (*partition, *offset));
+        Ok(read)
     }
-    Ok(())
+
+    async fn add(&mut self, store: &Store, table: &str, segment: &SegmentRef) -> Result<()> {
+        let key = layout::table_object(table, &segment.path);
+        let reader = SegmentReader::open_vouched(std::sync::Arc::clone(&store.store), key, segment).await?;
+        let mut scan = reader.scan(Scan::default());
+        let mut last: BTreeMap<i32, i64> = BTreeMap::new();
+        while let Some(batch) = scan.next().await? {
+            let mut headers = Vec::new();
+            for row in 0..batch.len() {
+                let event = batch.row(row);
+                batch.headers(row, &mut headers);
+                let bytes = headers.iter().map(|(name, value)| (name.as_bytes(), *value));
+                let digest = tapedeck_testbed::oracle::digest(event.key, event.value, bytes, event.time.millis_floor());
+                let (partition, offset) = (event.partition, event.position.as_i64());
+                let before = last.insert(partition, offset);
+                self.reordered += u64::from(before.is_some_and(|before| before > offset));
+                self.rows.push((partition, offset, digest));
+            }
+        }
+        Ok(())
+    }
+
+    /// Holds the rows against the truth.
+    pub fn judge(&self, truth: &Truth) -> Report {
+        let rows = self.rows.iter().map(|(partition, offset, digest)| (self.topic.as_str(), *partition, *offset, *digest));
+        let mut report = truth.compare(rows);
+        report.reordered += self.reordered;
+        report
+    }
+}
+
+/// What a daemon tells at `/metrics`.
+pub fn metrics(daemon: &Running) -> Result<String> {
+    let log = daemon.stderr();
+    let line = log.lines().find(|line| line.contains("admin endpoint")).context("no admin endpoint in the log")?;
+    let address = line.split("\"address\":\"").nth(1).and_then(|rest| rest.split('"').next()).context("no address in it")?;
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    ensure!(answer.starts_with("HTTP/1") && answer.contains(" 200 "), "{answer}");
+    Ok(answer)
+}
+
+/// The sum of a metric over all its labels; those lines whose labels hold `label`.
+pub fn metric(daemon: &Running, name: &str, label: &str) -> Result<f64> {
+    let text = metrics(daemon)?;
+    let values = text
+        .lines()
+        .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])) && line.contains(label));
+    Ok(values.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
 }

@@ -72,8 +72,7 @@ impl TopicSelector {
                 Err(error) => refused(format!("no regular expression: {error}")),
             };
         }
-        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-        if text.is_empty() || text == "." || text == ".." || text.len() > 249 || !text.chars().all(legal) {
+        if text.is_empty() || text == "." || text == ".." || text.len() > 249 || !text.chars().all(is_name_char) {
             return refused(
                 "no topic name (letters, digits, . _ -, at most 249); a pattern must begin with ^ and end with $".to_owned(),
             );
@@ -131,6 +130,7 @@ impl ClusterSettings {
     pub(crate) fn reader(&self) -> Result<ClientConfig, SettingsError> {
         let mut config = self.base(REFUSED_FOR_CONSUMERS)?;
         freeze(&mut config);
+        Membership::default().apply(&mut config)?;
         config.set("group.id", "tapedeck-reader");
         Ok(config)
     }
@@ -139,12 +139,49 @@ impl ClusterSettings {
     pub(crate) fn producer(&self) -> Result<ClientConfig, SettingsError> {
         let mut config = self.base(REFUSED_FOR_PRODUCERS)?;
         config.set("enable.idempotence", "true").set("acks", "all");
-        for (name, value) in PRODUCER_DEFAULTS {
-            if config.get(name).is_none() {
-                config.set(*name, *value);
-            }
-        }
+        set_missing(&mut config, PRODUCER_DEFAULTS);
         Ok(config)
+    }
+}
+
+/// How members of a group and its coordinator speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum GroupProtocol {
+    /// The members share out the partitions; every broker speaks it.
+    #[default]
+    Classic,
+    /// The coordinator shares them out (KIP-848); brokers from 4.0 on. Session and heartbeats are the broker's to set.
+    Consumer,
+}
+
+/// How a consumer is a member of its group.
+#[derive(Debug, Clone, Default)]
+pub struct Membership {
+    /// The protocol.
+    pub protocol: GroupProtocol,
+    /// A name that outlives the process, so that its partitions wait for it while it restarts. No two replicas may share one.
+    pub instance: Option<String>,
+}
+
+impl Membership {
+    fn apply(&self, config: &mut ClientConfig) -> Result<(), SettingsError> {
+        if let Some(instance) = &self.instance {
+            if instance.is_empty() || instance.len() > 249 || !instance.chars().all(is_name_char) {
+                return Err(SettingsError::new("group_instance_id", "use letters, digits, . _ -, at most 249"));
+            }
+            config.set("group.instance.id", instance);
+        }
+        if self.protocol == GroupProtocol::Classic {
+            set_missing(config, CLASSIC_DEFAULTS);
+            set_all(config, CLASSIC);
+            return Ok(());
+        }
+        if let Some(name) = OF_THE_BROKER.iter().find(|name| config.get(name).is_some()) {
+            let why = format!("with group_protocol consumer the broker sets it, as group.consumer.{name}");
+            return Err(SettingsError::new(format!("client.{name}"), why));
+        }
+        config.set("group.protocol", "consumer");
+        Ok(())
     }
 }
 
@@ -155,6 +192,8 @@ pub struct KafkaSettings {
     pub cluster: ClusterSettings,
     /// The consumer group.
     pub group: String,
+    /// How this consumer is a member of it.
+    pub membership: Membership,
     /// The topics.
     pub topics: Vec<TopicSelector>,
     /// Where unknown lanes begin.
@@ -194,6 +233,7 @@ impl KafkaSettings {
             }
         }
         freeze(&mut config);
+        self.membership.apply(&mut config)?;
         config.set("group.id", &self.group);
         Ok(config)
     }
@@ -217,16 +257,19 @@ const FROZEN: &[(&str, &str)] = &[
     ("check.crcs", "true"),
     ("enable.partition.eof", "true"),
     ("allow.auto.create.topics", "false"),
-    ("partition.assignment.strategy", "cooperative-sticky"),
-    ("group.protocol", "classic"),
 ];
+
+/// The same for the classic group protocol; with the other one the client refuses what does not belong to it.
+const CLASSIC: &[(&str, &str)] = &[("group.protocol", "classic"), ("partition.assignment.strategy", "cooperative-sticky")];
+const CLASSIC_DEFAULTS: &[(&str, &str)] = &[("session.timeout.ms", "45000")];
+/// What members set with the classic protocol, and the broker with the other one.
+const OF_THE_BROKER: &[&str] = &["session.timeout.ms", "heartbeat.interval.ms"];
 
 /// What we set where the user does not.
 const CONSUMER_DEFAULTS: &[(&str, &str)] = &[
     // The small queue keeps what it hands over in the CPU's cache; without the short back-off it starves the reader.
     (QUEUE_BACKOFF, "1"),
     ("fetch.wait.max.ms", "10"),
-    ("session.timeout.ms", "45000"),
     ("max.poll.interval.ms", "300000"),
     // New partitions are noticed within a minute.
     ("topic.metadata.refresh.interval.ms", "60000"),
@@ -243,17 +286,29 @@ const PRODUCER_DEFAULTS: &[(&str, &str)] = &[
 ];
 
 fn freeze(config: &mut ClientConfig) {
-    for (name, value) in FROZEN {
-        config.set(*name, *value);
-    }
+    set_all(config, FROZEN);
     if config.get(QUEUE_KIB).is_none() {
         config.set(QUEUE_KIB, FETCH_QUEUE_KIB.to_string());
     }
-    for (name, value) in CONSUMER_DEFAULTS {
+    set_missing(config, CONSUMER_DEFAULTS);
+}
+
+fn set_all(config: &mut ClientConfig, properties: &[(&str, &str)]) {
+    for (name, value) in properties {
+        config.set(*name, *value);
+    }
+}
+
+fn set_missing(config: &mut ClientConfig, properties: &[(&str, &str)]) {
+    for (name, value) in properties {
         if config.get(name).is_none() {
             config.set(*name, *value);
         }
     }
+}
+
+fn is_name_char(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
 }
 
 const REFUSED_ALWAYS: &[(&str, &str)] = &[
@@ -275,9 +330,10 @@ const REFUSED_FOR_CONSUMERS: &[(&str, &str)] = &[
     ("check.crcs", "bytes damaged on the way must never be archived"),
     ("enable.partition.eof", "the archive has to know where a partition ends"),
     ("partition.assignment.strategy", "rebalances are served cooperatively, one strategy only"),
-    ("group.protocol", "only the classic group protocol is supported"),
-    ("group.protocol.type", "only the classic group protocol is supported"),
-    ("group.remote.assignor", "only the classic group protocol is supported"),
+    ("group.instance.id", "use `group_instance_id`"),
+    ("group.protocol", "use `group_protocol`"),
+    ("group.protocol.type", "it is part of the protocol that `group_protocol` names"),
+    ("group.remote.assignor", "the broker's own assignor is the only one that is tested"),
     ("topic.blacklist", "list in `topics` what is to be read"),
     ("transactional.id", "a consumer has no transactions"),
 ];
@@ -306,6 +362,7 @@ mod tests {
                 client: client.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
             },
             group: "g".to_owned(),
+            membership: Membership::default(),
             topics: vec![TopicSelector::parse("orders").expect("a name")],
             start: Start::Earliest,
             replayed: Replayed::Skip,
@@ -328,24 +385,45 @@ mod tests {
 
     #[test]
     fn everything_frozen_is_refused_from_users() {
-        for (name, _) in FROZEN {
+        for (name, _) in FROZEN.iter().chain(CLASSIC) {
             assert!(settings(&[(name, "x")]).check().is_err(), "{name}");
         }
     }
 
     #[test]
     fn properties_of_the_user_are_passed_on() {
-        let mine = settings(&[
-            ("session.timeout.ms", "6000"),
-            ("security.protocol", "ssl"),
-            ("client.id", "me"),
-            ("group.instance.id", "a-0"),
-        ]);
+        let mine = settings(&[("session.timeout.ms", "6000"), ("security.protocol", "ssl"), ("client.id", "me")]);
         let config = mine.consumer().expect("allowed");
         assert_eq!(config.get("session.timeout.ms"), Some("6000"));
         assert_eq!(config.get("security.protocol"), Some("ssl"));
         assert_eq!(config.get("client.id"), Some("me"));
         assert_eq!(config.get("enable.auto.commit"), Some("false"));
+    }
+
+    #[test]
+    fn the_group_protocol_decides_who_sets_the_session() {
+        let with = |protocol, instance: Option<&str>, client: &[(&str, &str)]| {
+            let membership = Membership { protocol, instance: instance.map(str::to_owned) };
+            KafkaSettings { membership, ..settings(client) }.consumer()
+        };
+        let classic = with(GroupProtocol::Classic, Some("a-0"), &[]).expect("allowed");
+        let of = |config: &ClientConfig, name| config.get(name).map(str::to_owned);
+        assert_eq!(of(&classic, "group.instance.id").as_deref(), Some("a-0"));
+        assert_eq!(of(&classic, "partition.assignment.strategy").as_deref(), Some("cooperative-sticky"));
+        let new = with(GroupProtocol::Consumer, None, &[]).expect("allowed");
+        assert_eq!(of(&new, "group.protocol").as_deref(), Some("consumer"));
+        for name in ["partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms", "group.instance.id"] {
+            assert_eq!(of(&new, name), None, "the client refuses {name} with this protocol, or nobody asked for it");
+        }
+        for name in OF_THE_BROKER {
+            with(GroupProtocol::Classic, None, &[(name, "6000")]).expect("members set it");
+            let error = with(GroupProtocol::Consumer, None, &[(name, "6000")]).expect_err(name);
+            assert_eq!(error.name, format!("client.{name}"));
+            assert!(error.why.contains(&format!("group.consumer.{name}")), "{error}");
+        }
+        for bad in ["", "a b", "pod/0"] {
+            assert_eq!(with(GroupProtocol::Classic, Some(bad), &[]).expect_err(bad).name, "group_instance_id");
+        }
     }
 
     #[test]

@@ -53,7 +53,8 @@ impl PollThread {
             let waiting = self.parts.queue.waiting_for_the_group();
             match self.parts.consumer.poll(Duration::ZERO) {
                 Some(Err(KafkaError::MessageConsumptionFatal(code))) => {
-                    self.end(ErrorKind::Unavailable, format!("the Kafka client gave up: {code}"))
+                    let (kind, text) = given_up(code);
+                    self.end(kind, text);
                 }
                 Some(Ok(_)) => self.end(ErrorKind::Bug, "a message came past our own queue".to_owned()),
                 _ => {}
@@ -165,6 +166,12 @@ impl PollThread {
     }
 
     fn failed(&mut self, code: RDKafkaErrorCode, text: &str) {
+        if code == RDKafkaErrorCode::Fatal {
+            // Which failure it was only the client knows.
+            let (kind, text) = given_up(self.parts.consumer.client().fatal_error().map_or(code, |(code, _)| code));
+            self.outbox.push_back(Passed::Failed(BusError::new(kind, text)));
+            return;
+        }
         match sorted(code) {
             Some(kind) => self.outbox.push_back(Passed::Failed(BusError::new(kind, format!("{code}: {text}")))),
             None => self.say(text, code),
@@ -341,7 +348,22 @@ fn sorted(code: RDKafkaErrorCode) -> Option<ErrorKind> {
         | Code::ClusterAuthorizationFailed
         | Code::InconsistentGroupProtocol
         | Code::InvalidSessionTimeout => Some(ErrorKind::Invalid),
-        Code::Fatal | Code::FencedInstanceId => Some(ErrorKind::Unavailable),
         _ => None,
+    }
+}
+
+/// What it means that the client will never work again. With the classic protocol the older of two members of one name is put
+/// out, and coming back it would put out the other; with the new one the younger waits until the name is free.
+fn given_up(code: RDKafkaErrorCode) -> (ErrorKind, String) {
+    match code {
+        RDKafkaErrorCode::FencedInstanceId => {
+            let text = "another member joined the group with the same group_instance_id: each replica needs one of its own";
+            (ErrorKind::Invalid, text.to_owned())
+        }
+        RDKafkaErrorCode::UnreleasedInstanceId => {
+            let text = "another member has the same group_instance_id, or its session is not over yet: each replica needs one of its own";
+            (ErrorKind::Unavailable, text.to_owned())
+        }
+        _ => (ErrorKind::Unavailable, format!("the Kafka client gave up: {code}")),
     }
 }

@@ -7,6 +7,7 @@
 #   KAFKA_PORT      broker; the controller has +1   (default 21092; keep below 32768, the kernel hands out those above)
 #   KAFKA_DIR       data, log and pid of this one   (default CACHE/data/kafka-PORT)
 #   KAFKA_HEAP      Java heap                       (default 512m)
+#   KAFKA_DOOR      one more listener, as LISTENS:ADVERTISED, two ports of this machine; what is between them is not our business
 #   KAFKA_EXTRA     more server properties, one "key=value" a line
 #
 # Starting twice is the same as once. `start` returns when the broker answers; `kill9` is the power cut of the tests.
@@ -73,8 +74,9 @@ configure() {
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:$((port + 1))
-listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$((port + 1))
-advertised.listeners=PLAINTEXT://127.0.0.1:$port
+listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$((port + 1))${KAFKA_DOOR:+,DOOR://127.0.0.1:${KAFKA_DOOR%:*}}
+advertised.listeners=PLAINTEXT://127.0.0.1:$port${KAFKA_DOOR:+,DOOR://127.0.0.1:${KAFKA_DOOR#*:}}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT${KAFKA_DOOR:+,DOOR:PLAINTEXT}
 controller.listener.names=CONTROLLER
 log.dirs=$dir/data
 auto.create.topics.enable=false

@@ -18,11 +18,13 @@ pub struct KafkaOptions {
     pub extra: Vec<(String, String)>,
     /// Java heap, for example `512m`.
     pub heap: String,
+    /// One more listener: the port where it listens, and the one that clients are told. Between them a test may put a link.
+    pub door: Option<(u16, u16)>,
 }
 
 impl Default for KafkaOptions {
     fn default() -> Self {
-        Self { extra: Vec::new(), heap: "512m".to_owned() }
+        Self { extra: Vec::new(), heap: "512m".to_owned(), door: None }
     }
 }
 
@@ -36,7 +38,8 @@ impl KafkaServer {
     /// Starts a broker with an empty log.
     pub fn start(options: KafkaOptions) -> Result<Self> {
         let extra: Vec<String> = options.extra.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        let environment = vec![("KAFKA_EXTRA".to_owned(), extra.join("\n")), ("KAFKA_HEAP".to_owned(), options.heap)];
+        let mut environment = vec![("KAFKA_EXTRA".to_owned(), extra.join("\n")), ("KAFKA_HEAP".to_owned(), options.heap)];
+        environment.extend(options.door.map(|(listens, told)| ("KAFKA_DOOR".to_owned(), format!("{listens}:{told}"))));
         let server = Scripted::start("kafka", "KAFKA", environment)?;
         Ok(Self { server })
     }

@@ -26,6 +26,7 @@ pub mod s3_server;
 mod scripted;
 pub mod slow_link;
 mod wait;
+pub mod witness;
 
 pub use admin::Admin;
 pub use azurite_server::AzuriteServer;
@@ -39,5 +40,6 @@ pub use program::{Ended, Program, Running};
 pub use read::{Isolation, Received, read_all, read_each};
 pub use rgw_server::{RgwKind, RgwServer};
 pub use s3_server::{S3Server, shared_s3};
-pub use slow_link::SlowLink;
+pub use slow_link::{SlowLink, Weather};
 pub use wait::wait_until;
+pub use witness::Witness;

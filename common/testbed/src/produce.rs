@@ -11,6 +11,7 @@ use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
+use rdkafka::util::IntoOpaque;
 
 use crate::events::Event;
 
@@ -104,7 +105,7 @@ impl Transactions {
     }
 }
 
-fn config(bootstrap: &str, settings: &[(&str, &str)]) -> ClientConfig {
+pub(crate) fn config(bootstrap: &str, settings: &[(&str, &str)]) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
         .set("bootstrap.servers", bootstrap)
@@ -119,7 +120,15 @@ fn config(bootstrap: &str, settings: &[(&str, &str)]) -> ClientConfig {
 }
 
 fn send(producer: &ThreadedProducer<Failures>, topic: &str, partition: Option<i32>, event: &Event) -> Result<()> {
-    let mut record = record(topic, partition, event);
+    send_record(producer, topic, record(topic, partition, event, ()))
+}
+
+/// Hands over one record; waits while the queue is full.
+pub(crate) fn send_record<C: ProducerContext + 'static>(
+    producer: &ThreadedProducer<C>,
+    topic: &str,
+    mut record: BaseRecord<'_, [u8], [u8], C::DeliveryOpaque>,
+) -> Result<()> {
     loop {
         match producer.send(record) {
             Ok(()) => return Ok(()),
@@ -132,8 +141,13 @@ fn send(producer: &ThreadedProducer<Failures>, topic: &str, partition: Option<i3
     }
 }
 
-fn record<'a>(topic: &'a str, partition: Option<i32>, event: &'a Event) -> BaseRecord<'a, [u8], [u8]> {
-    let mut record = BaseRecord::to(topic).timestamp(event.timestamp);
+pub(crate) fn record<'a, O: IntoOpaque>(
+    topic: &'a str,
+    partition: Option<i32>,
+    event: &'a Event,
+    opaque: O,
+) -> BaseRecord<'a, [u8], [u8], O> {
+    let mut record = BaseRecord::with_opaque_to(topic, opaque).timestamp(event.timestamp);
     record.partition = partition;
     record.key = event.key.as_deref();
     record.payload = event.value.as_deref();

@@ -7,13 +7,15 @@ use async_trait::async_trait;
 use tapedeck_common::budget::ByteBudget;
 use tapedeck_common::bus::Consumer;
 use tapedeck_common::position::Position;
+use tapedeck_kafka::config::GroupProtocol;
 use tapedeck_sim::conformance::{self, ConsumerWorld};
 use tapedeck_sim::event::BusEvent;
 use tapedeck_testbed::{Event, Loader};
 
-use crate::support::{LIMIT, admin, broker, consumer, eventually, settings, topic};
+use crate::support::{LIMIT, admin, broker, consumer, eventually, named, settings_by, topic};
 
 struct KafkaWorld {
+    protocol: GroupProtocol,
     made: u32,
 }
 
@@ -21,7 +23,7 @@ struct KafkaWorld {
 impl ConsumerWorld for KafkaWorld {
     async fn make_topic(&mut self, partitions: i32) -> Arc<str> {
         self.made += 1;
-        topic(&format!("conformance-{}", self.made), partitions).into()
+        topic(&named(self.protocol, &format!("conformance-{}", self.made)), partitions).into()
     }
 
     async fn publish(&mut self, topic: &str, partition: i32, events: &[BusEvent]) {
@@ -39,7 +41,7 @@ impl ConsumerWorld for KafkaWorld {
     }
 
     async fn join(&mut self, topic: &str, budget: &ByteBudget) -> Box<dyn Consumer> {
-        Box::new(consumer(settings(topic, &[topic]), budget))
+        Box::new(consumer(settings_by(self.protocol, topic, &[topic]), budget))
     }
 
     async fn member_left(&mut self, _topic: &str) {
@@ -64,5 +66,11 @@ impl ConsumerWorld for KafkaWorld {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kafka_keeps_what_any_bus_must() {
-    conformance::consumer(&mut KafkaWorld { made: 0 }).await;
+    conformance::consumer(&mut KafkaWorld { protocol: GroupProtocol::Classic, made: 0 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "refused: with librdkafka 2.12.1 events are skipped, docs/decisions/0002; tried again with a newer one"]
+async fn kafka_keeps_it_with_the_protocol_of_kip_848_too() {
+    conformance::consumer(&mut KafkaWorld { protocol: GroupProtocol::Consumer, made: 0 }).await;
 }

@@ -7,10 +7,46 @@ use std::time::{Duration, Instant};
 
 use tapedeck_common::budget::ByteBudget;
 use tapedeck_common::bus::{Consumer, Incoming};
+use tapedeck_common::error::ErrorKind;
 use tapedeck_common::position::Position;
+use tapedeck_kafka::config::GroupProtocol;
 use tapedeck_testbed::Loader;
 
-use crate::support::{LIMIT, Member, SharedArchive, admin, broker, consumer, event, eventually, next, produce, settings, topic};
+use crate::support::{
+    LIMIT, Member, SharedArchive, admin, broker, consumer, event, eventually, named, next, produce, settings_by, topic,
+};
+
+/// Every claim of this file, with both protocols; what users may not choose is only tried by hand.
+macro_rules! with_both_protocols {
+    ($($claim:ident)*) => {
+        mod classic {
+            use super::GroupProtocol;
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $claim() {
+                super::$claim(GroupProtocol::Classic).await;
+            })*
+        }
+        mod kip_848 {
+            use super::GroupProtocol;
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            #[ignore = "refused: with librdkafka 2.12.1 events are skipped, docs/decisions/0002; tried again with a newer one"]
+            async fn $claim() {
+                super::$claim(GroupProtocol::Consumer).await;
+            })*
+        }
+    };
+}
+
+with_both_protocols! {
+    members_come_and_go_and_every_event_is_committed_once
+    a_member_that_is_dropped_leaves_the_group_and_nothing_is_lost
+    a_revoked_lane_stays_ours_until_its_guard_is_dropped
+    a_guard_that_is_never_dropped_holds_the_group_up_for_ten_seconds_at_most
+    no_room_for_longer_than_the_session_keeps_the_membership_and_loses_nothing
+    a_rebalance_while_there_is_no_room_loses_nothing
+    after_a_seek_nothing_from_before_is_handed_over
+    what_is_committed_is_acknowledged_to_the_group
+}
 
 /// Produces round robin, so slowly that every partition is read to its end again and again, until told to stop.
 fn trickle(topic: &str, partitions: i32, stop: &Arc<AtomicBool>) -> thread::JoinHandle<u64> {
@@ -35,13 +71,12 @@ fn trickle(topic: &str, partitions: i32, stop: &Arc<AtomicBool>) -> thread::Join
 
 /// Two members join and leave again and again while events trickle in and every partition keeps reaching its end: with the
 /// client's own batch read this is where the event after an end is skipped (docs/decisions/0002).
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn members_come_and_go_and_every_event_is_committed_once() {
-    let name = topic("come-and-go", 8);
+async fn members_come_and_go_and_every_event_is_committed_once(protocol: GroupProtocol) {
+    let name = topic(&named(protocol, "come-and-go"), 8);
     let archive = SharedArchive::default();
     let stop = Arc::new(AtomicBool::new(false));
     let producer = trickle(&name, 8, &stop);
-    let join = || Member::join(settings("come-and-go", &[&name]), &archive).run();
+    let join = || Member::join(settings_by(protocol, &name, &[&name]), &archive).run();
 
     let first = join();
     eventually("the first member owns all", || first.lanes() == 8).await;
@@ -60,14 +95,13 @@ async fn members_come_and_go_and_every_event_is_committed_once() {
     archive.assert_holds_once((0..produced).map(|number| format!("{name} {number}")));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_member_that_is_dropped_leaves_the_group_and_nothing_is_lost() {
-    let name = topic("dropped", 4);
+async fn a_member_that_is_dropped_leaves_the_group_and_nothing_is_lost(protocol: GroupProtocol) {
+    let name = topic(&named(protocol, "dropped"), 4);
     let archive = SharedArchive::default();
     let stop = Arc::new(AtomicBool::new(false));
     let producer = trickle(&name, 4, &stop);
     let (first, second) = (0..2)
-        .map(|_| Member::join(settings("dropped", &[&name]), &archive).run())
+        .map(|_| Member::join(settings_by(protocol, &name, &[&name]), &archive).run())
         .fold((None, None), |(_, one), other| (one, Some(other)));
     let (first, second) = (first.expect("two"), second.expect("two"));
     eventually("both own half", || first.lanes() == 2 && second.lanes() == 2).await;
@@ -80,15 +114,14 @@ async fn a_member_that_is_dropped_leaves_the_group_and_nothing_is_lost() {
     archive.assert_holds_once((0..produced).map(|number| format!("{name} {number}")));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_revoked_lane_stays_ours_until_its_guard_is_dropped() {
-    let name = topic("guarded", 2);
+async fn a_revoked_lane_stays_ours_until_its_guard_is_dropped(protocol: GroupProtocol) {
+    let name = topic(&named(protocol, "guarded"), 2);
     produce(&name, 0, 0..10);
     produce(&name, 1, 10..20);
     let archive = SharedArchive::default();
-    let mut first = Member::join(settings("guarded", &[&name]), &archive);
+    let mut first = Member::join(settings_by(protocol, &name, &[&name]), &archive);
     first.until("all is read", |member| member.archive.rows() == 20).await;
-    let second = Member::join(settings("guarded", &[&name]), &archive).run();
+    let second = Member::join(settings_by(protocol, &name, &[&name]), &archive).run();
     let (lanes, guard) = loop {
         match next(&mut first.consumer).await.expect("no failure") {
             Incoming::Revoking(lanes, guard) => break (lanes, guard),
@@ -110,13 +143,12 @@ async fn a_revoked_lane_stays_ours_until_its_guard_is_dropped() {
     second.leave().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_guard_that_is_never_dropped_holds_the_group_up_for_ten_seconds_at_most() {
-    let name = topic("held-up", 2);
+async fn a_guard_that_is_never_dropped_holds_the_group_up_for_ten_seconds_at_most(protocol: GroupProtocol) {
+    let name = topic(&named(protocol, "held-up"), 2);
     let archive = SharedArchive::default();
-    let mut first = Member::join(settings("held-up", &[&name]), &archive);
+    let mut first = Member::join(settings_by(protocol, &name, &[&name]), &archive);
     first.until("both are assigned", |member| member.lanes.len() == 2).await;
-    let second = Member::join(settings("held-up", &[&name]), &archive).run();
+    let second = Member::join(settings_by(protocol, &name, &[&name]), &archive).run();
     let mut kept = None;
     let began = Instant::now();
     let lost = loop {
@@ -133,9 +165,8 @@ async fn a_guard_that_is_never_dropped_holds_the_group_up_for_ten_seconds_at_mos
 }
 
 /// No room for longer than the session time-out: the member stays, nothing is lost, nothing is committed twice.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_room_for_longer_than_the_session_keeps_the_membership_and_loses_nothing() {
-    let name = topic("no-room", 4);
+async fn no_room_for_longer_than_the_session_keeps_the_membership_and_loses_nothing(protocol: GroupProtocol) {
+    let name = topic(&named(protocol, "no-room"), 4);
     let mut expected = Vec::new();
     for partition in 0..4 {
         let numbers = u64::try_from(partition).expect("small") * 10_000..u64::try_from(partition + 1).expect("small") * 10_000;
@@ -144,7 +175,7 @@ async fn no_room_for_longer_than_the_session_keeps_the_membership_and_loses_noth
     }
     let archive = SharedArchive::default();
     let budget = ByteBudget::new(2 << 20);
-    let mut member = Member::join_within(settings("no-room", &[&name]), &archive, &budget);
+    let mut member = Member::join_within(settings_by(protocol, &name, &[&name]), &archive, &budget);
     let mut held = Vec::new();
     let full = loop {
         match tokio::time::timeout(Duration::from_secs(2), next(&mut member.consumer)).await {
@@ -157,7 +188,10 @@ async fn no_room_for_longer_than_the_session_keeps_the_membership_and_loses_noth
     while full.elapsed() < Duration::from_secs(8) {
         let quiet = tokio::time::timeout(Duration::from_millis(500), next(&mut member.consumer)).await;
         assert!(quiet.is_err(), "nothing may come while there is no room: {quiet:?}");
-        assert_eq!(admin().group_members("no-room").expect("the group").0, 1);
+        // With the other protocol the broker does not tell this client; a lost membership would have come as a revocation.
+        if protocol == GroupProtocol::Classic {
+            assert_eq!(admin().group_members(&name).expect("the group").0, 1);
+        }
     }
     assert!(member.consumer.counters().backpressure() > Duration::from_secs(6));
     for run in held {
@@ -169,14 +203,13 @@ async fn no_room_for_longer_than_the_session_keeps_the_membership_and_loses_noth
 }
 
 /// While there is no room another member comes and goes: the client throws away what it had fetched, and fetches it again.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rebalance_while_there_is_no_room_loses_nothing() {
-    let name = topic("no-room-rebalance", 2);
+async fn a_rebalance_while_there_is_no_room_loses_nothing(protocol: GroupProtocol) {
+    let name = topic(&named(protocol, "no-room-rebalance"), 2);
     produce(&name, 0, 0..30_000);
     produce(&name, 1, 30_000..60_000);
     let archive = SharedArchive::default();
     let budget = ByteBudget::new(2 << 20);
-    let mut first = Member::join_within(settings("no-room-rebalance", &[&name]), &archive, &budget);
+    let mut first = Member::join_within(settings_by(protocol, &name, &[&name]), &archive, &budget);
     let mut held = Vec::new();
     loop {
         match tokio::time::timeout(Duration::from_secs(2), next(&mut first.consumer)).await {
@@ -185,7 +218,7 @@ async fn a_rebalance_while_there_is_no_room_loses_nothing() {
             Err(_) => break,
         }
     }
-    let second = Member::join(settings("no-room-rebalance", &[&name]), &archive).run();
+    let second = Member::join(settings_by(protocol, &name, &[&name]), &archive).run();
     // The revocation comes although there is no room; what is held is committed first, as the pipeline does.
     let guard = loop {
         match tokio::time::timeout(LIMIT, next(&mut first.consumer)).await.expect("in time").expect("no failure") {
@@ -205,13 +238,12 @@ async fn a_rebalance_while_there_is_no_room_loses_nothing() {
     archive.assert_holds_once((0..60_000).map(|number| format!("{name} {number}")));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_seek_nothing_from_before_is_handed_over() {
-    let name = topic("seek", 1);
+async fn after_a_seek_nothing_from_before_is_handed_over(protocol: GroupProtocol) {
+    let name = topic(&named(protocol, "seek"), 1);
     produce(&name, 0, 0..5_000);
     let archive = SharedArchive::default();
     let budget = ByteBudget::new(64 << 20);
-    let mut consumer = consumer(settings("seek", &[&name]), &budget);
+    let mut consumer = consumer(settings_by(protocol, &name, &[&name]), &budget);
     let Incoming::Assigned(lanes) = next(&mut consumer).await.expect("no failure") else {
         panic!("first of all comes the assignment")
     };
@@ -239,17 +271,94 @@ async fn after_a_seek_nothing_from_before_is_handed_over() {
     Box::new(consumer).close().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_committed_is_acknowledged_to_the_group() {
-    let name = topic("acknowledged", 2);
+async fn what_is_committed_is_acknowledged_to_the_group(protocol: GroupProtocol) {
+    let name = topic(&named(protocol, "acknowledged"), 2);
     produce(&name, 0, 0..10);
     produce(&name, 1, 10..40);
     let archive = SharedArchive::default();
-    let member = Member::join(settings("acknowledged", &[&name]), &archive).run();
+    let member = Member::join(settings_by(protocol, &name, &[&name]), &archive).run();
     eventually("the broker knows", || {
-        let committed = admin().committed("acknowledged", &name).expect("offsets");
+        let committed = admin().committed(&name, &name).expect("offsets");
         committed.get(&0) == Some(&10) && committed.get(&1) == Some(&30)
     })
     .await;
     member.leave().await;
+}
+
+/// A static member that ends and comes back within its session keeps its lane, and nobody else gets it meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_static_member_that_comes_back_in_time_finds_its_lanes() {
+    let name = topic("static", 2);
+    let archive = SharedArchive::default();
+    let join = |instance: &str| {
+        let mut settings = settings_by(GroupProtocol::Classic, &name, &[&name]);
+        settings.membership.instance = Some(instance.to_owned());
+        Member::join(settings, &archive).run()
+    };
+    let (first, second) = (join("a"), join("b"));
+    eventually("both own half", || first.lanes() == 1 && second.lanes() == 1).await;
+    first.leave().await;
+    let again = join("a");
+    eventually("its lane is back", || {
+        assert_eq!(second.lanes(), 1, "the other one must not get it meanwhile");
+        again.lanes() == 1
+    })
+    .await;
+    produce(&name, 0, 0..10);
+    produce(&name, 1, 10..20);
+    eventually("all is read", || archive.rows() == 20).await;
+    again.leave().await;
+    second.leave().await;
+}
+
+/// Two members of one name: with the classic protocol the older one is put out, for good and with a word that names the mend.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_members_of_one_name_the_older_ends_and_says_why() {
+    let name = topic("twins", 1);
+    let archive = SharedArchive::default();
+    let join = || {
+        let mut settings = settings_by(GroupProtocol::Classic, &name, &[&name]);
+        settings.membership.instance = Some("twin".to_owned());
+        Member::join(settings, &archive)
+    };
+    let mut first = join();
+    first.until("it is assigned", |member| member.lanes.len() == 1).await;
+    let second = join().run();
+    let ended = loop {
+        match tokio::time::timeout(LIMIT, next(&mut first.consumer)).await.expect("in time") {
+            Ok(incoming) => first.take(incoming).await,
+            Err(error) => break error,
+        }
+    };
+    assert!(ended.kind() == ErrorKind::Invalid && ended.to_string().contains("group_instance_id"), "{ended}");
+    eventually("the younger has the lane", || second.lanes() == 1).await;
+    second.leave().await;
+}
+
+/// With the protocol of KIP-848 the younger one waits, as long as the older is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "refused: with librdkafka 2.12.1 events are skipped, docs/decisions/0002; tried again with a newer one"]
+async fn of_two_members_of_one_name_the_younger_waits_by_kip_848() {
+    let name = topic("twins-848", 1);
+    let archive = SharedArchive::default();
+    let join = || {
+        let mut settings = settings_by(GroupProtocol::Consumer, &name, &[&name]);
+        settings.membership.instance = Some("twin".to_owned());
+        Member::join(settings, &archive)
+    };
+    let first = join().run();
+    eventually("it is assigned", || first.lanes() == 1).await;
+    let mut second = join();
+    let refused = loop {
+        match tokio::time::timeout(LIMIT, next(&mut second.consumer)).await.expect("in time") {
+            Ok(incoming) => second.take(incoming).await,
+            Err(error) => break error,
+        }
+    };
+    assert!(refused.kind() == ErrorKind::Unavailable && refused.to_string().contains("group_instance_id"), "{refused}");
+    assert_eq!(first.lanes(), 1);
+    first.leave().await;
+    let third = join().run();
+    eventually("the name is free", || third.lanes() == 1).await;
+    third.leave().await;
 }

@@ -14,7 +14,7 @@ use tapedeck_common::commit::{
 };
 use tapedeck_common::position::{LaneId, Position, Span};
 use tapedeck_common::time::Timestamp;
-use tapedeck_kafka::config::{ClusterSettings, KafkaSettings, Replayed, Start, TopicSelector};
+use tapedeck_kafka::config::{ClusterSettings, GroupProtocol, KafkaSettings, Membership, Replayed, Start, TopicSelector};
 use tapedeck_kafka::consumer::KafkaConsumer;
 use tapedeck_kafka::producer::KafkaProducer;
 use tapedeck_testbed::{Admin, Event, KafkaOptions, KafkaServer};
@@ -23,10 +23,20 @@ use tokio::task::JoinHandle;
 /// Longer than anything here may take; only a failing test waits that long.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
+/// Sessions as short as those that [`settings`] asks for; with the protocol of KIP-848 they are the broker's to set.
+const SESSIONS: [(&str, &str); 4] = [
+    ("group.consumer.min.session.timeout.ms", "1000"),
+    ("group.consumer.session.timeout.ms", "6000"),
+    ("group.consumer.min.heartbeat.interval.ms", "100"),
+    ("group.consumer.heartbeat.interval.ms", "300"),
+];
+
 /// One broker for all tests.
 pub(crate) fn broker() -> String {
     static BROKER: OnceLock<KafkaServer> = OnceLock::new();
-    BROKER.get_or_init(|| KafkaServer::start(KafkaOptions::default()).expect("the tests need a real Kafka")).bootstrap()
+    let extra = SESSIONS.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    let options = KafkaOptions { extra, ..KafkaOptions::default() };
+    BROKER.get_or_init(|| KafkaServer::start(options).expect("the tests need a real Kafka")).bootstrap()
 }
 
 pub(crate) fn admin() -> Admin {
@@ -91,11 +101,27 @@ pub(crate) fn settings(group: &str, topics: &[&str]) -> KafkaSettings {
     KafkaSettings {
         cluster: ClusterSettings { brokers: vec![broker()], client },
         group: group.to_owned(),
+        membership: Membership::default(),
         topics: topics.iter().map(|text| TopicSelector::parse(text).expect("a topic")).collect(),
         start: Start::Earliest,
         replayed: Replayed::Skip,
         mark: String::new(),
     }
+}
+
+/// The same as a member by this protocol.
+pub(crate) fn settings_by(protocol: GroupProtocol, group: &str, topics: &[&str]) -> KafkaSettings {
+    let mut settings = settings(group, topics);
+    settings.membership.protocol = protocol;
+    if protocol == GroupProtocol::Consumer {
+        settings.cluster.client.retain(|name, _| !["session.timeout.ms", "heartbeat.interval.ms"].contains(&name.as_str()));
+    }
+    settings
+}
+
+/// A name of this test's own, where a test runs with each protocol.
+pub(crate) fn named(protocol: GroupProtocol, name: &str) -> String {
+    format!("{name}-{}", if protocol == GroupProtocol::Classic { "classic" } else { "consumer" })
 }
 
 /// The real clock.

@@ -1,7 +1,7 @@
 //! An HTTP proxy before a real server that spoils what it is told to: answers without asking, loses answers, closes, is late.
 //!
 //! It promises that a request reaches the server byte for byte as the client sent it, signature and host included, once at
-//! most, and that each request is written down. What no rule names passes as it is. Behind [`TestCa`] it speaks HTTPS.
+//! most, and that each request is written down, or counted in a run that lasts. What no rule names passes as it is. Behind [`TestCa`] it speaks HTTPS.
 //! It must never repeat a request, or answer in the server's name without a rule.
 
 mod rules;
@@ -49,7 +49,30 @@ impl Seen {
 struct State {
     rules: Rules,
     seen: Vec<Seen>,
+    forgetful: bool,
+    struck: Vec<(HttpFault, usize)>,
     late: Vec<RawRequest>,
+}
+
+impl State {
+    /// Decides about a request, writes it down, and answers where.
+    fn note(&mut self, request: &RawRequest) -> (Option<usize>, Option<HttpFault>) {
+        let fault = self.rules.fault_for(&request.method, &request.target);
+        if let Some(fault) = &fault {
+            match self.struck.iter_mut().find(|(known, _)| known == fault) {
+                Some((_, times)) => *times += 1,
+                None => self.struck.push((fault.clone(), 1)),
+            }
+        }
+        if fault == Some(HttpFault::Late) {
+            self.late.push(request.clone());
+        }
+        if self.forgetful {
+            return (None, fault);
+        }
+        self.seen.push(request.seen(fault.clone()));
+        (Some(self.seen.len() - 1), fault)
+    }
 }
 
 /// A running proxy; it ends on drop.
@@ -113,6 +136,11 @@ impl FaultProxy {
         lock(&self.state).rules.unleash(which, seed, rate, faults);
     }
 
+    /// Requests are not written down any more, only counted: for runs that last.
+    pub fn forget(&self) {
+        lock(&self.state).forgetful = true;
+    }
+
     /// No rules any more. What is late stays late.
     pub fn heal(&self) {
         lock(&self.state).rules = Rules::default();
@@ -137,7 +165,12 @@ impl FaultProxy {
 
     /// How many requests a rule was applied to.
     pub fn struck(&self) -> usize {
-        lock(&self.state).seen.iter().filter(|seen| seen.fault.is_some()).count()
+        lock(&self.state).struck.iter().map(|(_, times)| times).sum()
+    }
+
+    /// How many requests this fault happened to.
+    pub fn struck_by(&self, fault: &HttpFault) -> usize {
+        lock(&self.state).struck.iter().find(|(known, _)| known == fault).map_or(0, |(_, times)| *times)
     }
 }
 
@@ -168,15 +201,7 @@ fn serve(client: TcpStream, tls: Option<Arc<rustls::ServerConfig>>, upstream: So
 fn converse(client: impl Read + Write, upstream: SocketAddr, state: &Mutex<State>) -> Result<()> {
     let mut client = BufReader::new(client);
     while let Some(request) = wire::read_request(&mut client)? {
-        let (number, fault) = {
-            let mut state = lock(state);
-            let fault = state.rules.fault_for(&request.method, &request.target);
-            state.seen.push(request.seen(fault.clone()));
-            if fault == Some(HttpFault::Late) {
-                state.late.push(request.clone());
-            }
-            (state.seen.len() - 1, fault)
-        };
+        let (number, fault) = lock(state).note(&request);
         let answer = match fault {
             None => wire::ask(upstream, &request)?.bytes(),
             Some(HttpFault::Instead(reply)) => reply.bytes(&request.method),
@@ -196,7 +221,9 @@ fn converse(client: impl Read + Write, upstream: SocketAddr, state: &Mutex<State
         };
         client.get_mut().write_all(&answer)?;
         client.get_mut().flush()?;
-        lock(state).seen[number].answered = true;
+        if let Some(number) = number {
+            lock(state).seen[number].answered = true;
+        }
     }
     Ok(())
 }

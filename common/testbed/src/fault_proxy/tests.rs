@@ -50,6 +50,7 @@ fn each_fault_reaches_the_server_or_not_and_the_client_learns_what_it_should() {
         let answered = ask(&proxy, "PUT", "/b/k", "body");
         assert!(if answer.is_empty() { answered.is_empty() } else { answered.starts_with(answer) }, "{fault:?}: {answered}");
         assert_eq!((holds(&proxy, "/b/k"), proxy.struck()), (stored, 1), "{fault:?}");
+        assert_eq!((proxy.struck_by(&fault), proxy.struck_by(&HttpFault::Cut(7))), (1, 0));
     }
 }
 
@@ -83,4 +84,14 @@ fn a_rule_counts_and_chaos_follows_its_seed() {
     };
     assert_eq!(story(7), story(7));
     assert_ne!(story(7), story(8));
+}
+
+#[test]
+fn a_forgetful_proxy_still_counts() {
+    let (_store, proxy) = world();
+    proxy.forget();
+    proxy.strike(Which::of("PUT").times(1), HttpFault::CloseAfter);
+    ask(&proxy, "PUT", "/b/k", "body");
+    assert!(holds(&proxy, "/b/k"));
+    assert_eq!((proxy.seen().len(), proxy.struck()), (0, 1));
 }

@@ -1,0 +1,425 @@
+//! Real servers, replicas and a producer, and the links and the proxy between them, on which the faults are brought about.
+//!
+//! replicas -> link -> Kafka; replicas -> link -> fault proxy -> S3. The producer and the judge reach both servers directly.
+//! Promises: after `heal` everything is well again; each fault that was begun is counted, and how often it really struck.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use tapedeck_testbed::ports::PortPair;
+use tapedeck_testbed::{
+    Admin, FaultProxy, HttpFault, KafkaOptions, KafkaServer, Running, S3Server, SlowLink, Weather, Which, Witness,
+};
+
+use crate::plan::{Act, Fault, What};
+use crate::support::{Site, metric};
+use crate::verdict::Verdict;
+
+/// Replicas at all times, storms aside.
+pub const REPLICAS: usize = 3;
+/// Shortened, so that a zombie takes seconds: session, requests that nobody answers, topics that grow.
+const CLIENT: &str = "client: { session.timeout.ms: '6000', heartbeat.interval.ms: '1000', socket.timeout.ms: '10000', \
+                      topic.metadata.refresh.interval.ms: '1000' }";
+/// From SIGTERM to the end, shortened as well.
+const GRACE: Duration = Duration::from_secs(10);
+/// What an exit may take beyond its grace, on a machine that is busy.
+const GRACE_MARGIN: Duration = Duration::from_secs(4);
+/// After all is well again, the archive must be complete within this.
+const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(120);
+/// Some HTTP requests suffer, others get through.
+const RATE: f64 = 0.35;
+const PARTITIONS_MAX: i32 = 8;
+
+/// How often faults were begun, and how often they struck.
+pub type Strikes = BTreeMap<Fault, (u64, u64)>;
+
+/// See the head of this file.
+pub struct World {
+    // Dropped in this order: first who uses the servers, then the servers.
+    pub replicas: Vec<Running>,
+    extra: Option<Running>,
+    leaving: Vec<(Running, Instant)>,
+    pub witness: Witness,
+    pub topic: &'static str,
+    pub site: Site,
+    pub struck: Strikes,
+    /// How much was archived whenever a replica joined or left in a storm.
+    pub archived_in_storm: Vec<u64>,
+    admin: Admin,
+    kafka: KafkaServer,
+    s3: S3Server,
+    proxy: FaultProxy,
+    to_store: SlowLink,
+    to_broker: SlowLink,
+    _door: PortPair,
+    chance: fastrand::Rng,
+    /// Frozen replicas, by their place.
+    frozen: Vec<usize>,
+    /// How far each partition was archived when the zombie was frozen.
+    archived_before_zombie: BTreeMap<i32, i64>,
+    /// What was struck on a link or by the proxy before a fault began there.
+    before: BTreeMap<Fault, u64>,
+    /// Positions in gaps so far.
+    gaps: u64,
+    bad_ends: Vec<String>,
+}
+
+impl World {
+    /// Servers, an archive, replicas and a producer, all running.
+    pub fn start(topic: &'static str, seed: u64) -> Result<Self> {
+        let door = PortPair::claim()?;
+        let to_broker = SlowLink::to(SocketAddr::from(([127, 0, 0, 1], door.first())), Duration::ZERO)?;
+        let told = to_broker.address().port();
+        let kafka = KafkaServer::start(KafkaOptions { door: Some((door.first(), told)), ..KafkaOptions::default() })?;
+        let s3 = S3Server::start()?;
+        let proxy = FaultProxy::before(s3.address())?;
+        proxy.forget();
+        let behind: SocketAddr = proxy.endpoint().trim_start_matches("http://").parse()?;
+        let to_store = SlowLink::to(behind, Duration::ZERO)?;
+        let admin = Admin::new(&kafka.bootstrap())?;
+        admin.create_topic(topic, 4, &[("retention.ms", "-1")])?;
+        let mut site = Site::on_s3(&s3, topic)?.source("main", &to_broker.address().to_string(), topic, &[topic], CLIENT);
+        site.daemon_endpoint = Some(format!("http://{}", to_store.address()));
+        site.settings.push_str(&format!("shutdown: {{ grace: {}s }}\n", GRACE.as_secs()));
+        let replicas = (0..REPLICAS).map(|_| site.archiver()).collect::<Result<_>>()?;
+        let witness = Witness::start(&kafka.bootstrap(), topic, seed)?;
+        let world = Self {
+            replicas,
+            extra: None,
+            leaving: Vec::new(),
+            witness,
+            topic,
+            site,
+            struck: Strikes::new(),
+            archived_in_storm: Vec::new(),
+            admin,
+            kafka,
+            s3,
+            proxy,
+            to_store,
+            to_broker,
+            _door: door,
+            chance: fastrand::Rng::with_seed(seed),
+            frozen: Vec::new(),
+            archived_before_zombie: BTreeMap::new(),
+            before: BTreeMap::new(),
+            gaps: 0,
+            bad_ends: Vec::new(),
+        };
+        world.site.wait_for_rows(topic, 1)?;
+        Ok(world)
+    }
+
+    /// Plays a round, heals, waits until all is archived, and judges.
+    pub fn round(&mut self, acts: &[Act]) -> Result<Verdict> {
+        self.witness.go_on();
+        let began = Instant::now();
+        for act in acts {
+            sleep(act.at.saturating_sub(began.elapsed()));
+            self.tend()?;
+            self.act(act.what).with_context(|| format!("{:?}", act.what))?;
+        }
+        self.heal()?;
+        let verdict = self.judge()?;
+        // Only the log tells how many positions retention took.
+        let gaps = verdict.gaps - std::mem::replace(&mut self.gaps, verdict.gaps);
+        if self.struck.contains_key(&Fault::Retention) {
+            self.strike(Fault::Retention, gaps);
+        }
+        Ok(verdict)
+    }
+
+    fn act(&mut self, what: What) -> Result<()> {
+        match what {
+            What::Begin(fault) => {
+                self.struck.entry(fault).or_default().0 += 1;
+                self.before.insert(fault, self.counted(fault));
+                self.begin(fault)
+            }
+            What::Again(fault) => self.again(fault),
+            What::End(fault) => self.end(fault),
+        }
+    }
+
+    fn begin(&mut self, fault: Fault) -> Result<()> {
+        match fault {
+            Fault::Kill => {
+                let (place, new) = (self.chance.usize(0..REPLICAS), self.site.archiver()?);
+                std::mem::replace(&mut self.replicas[place], new).kill9()?;
+                self.strike(fault, 1);
+            }
+            Fault::Restart => {
+                let (place, new) = (self.chance.usize(0..REPLICAS), self.site.archiver()?);
+                let old = std::mem::replace(&mut self.replicas[place], new);
+                self.leave(old)?;
+                self.strike(fault, 1);
+            }
+            Fault::Zombie => {
+                let place = self.chance.usize(0..REPLICAS);
+                self.freeze(place)?;
+                self.archived_before_zombie = self.archived()?;
+            }
+            Fault::Storm => self.join_or_leave()?,
+            Fault::Retention => (0..REPLICAS).try_for_each(|place| self.freeze(place))?,
+            Fault::BrokerStopped => self.kafka.stop()?,
+            Fault::BrokerKilled => self.kafka.kill9()?,
+            Fault::StoreStopped => self.s3.stop()?,
+            Fault::StoreKilled => self.s3.kill9()?,
+            Fault::BrokerReset | Fault::StoreReset => self.again(fault)?,
+            // What these connections swallow is counted by the link.
+            Fault::BrokerHalfOpen => {
+                self.to_broker.half_open();
+            }
+            Fault::StoreHalfOpen => {
+                self.to_store.half_open();
+            }
+            Fault::BrokerSlow => self.to_broker.set(narrow(100, 200_000)),
+            Fault::StoreSlow => self.to_store.set(narrow(250, 60_000)),
+            Fault::BrokerSilent => self.to_broker.set(Weather { silent: true, ..Weather::default() }),
+            Fault::StoreSilent => self.to_store.set(Weather { silent: true, ..Weather::default() }),
+            Fault::MorePartitions => {
+                let count = self.admin.partition_count(self.topic)?;
+                if count < PARTITIONS_MAX {
+                    self.admin.add_partitions(self.topic, count + 1)?;
+                    self.strike(fault, 1);
+                }
+            }
+            http => {
+                let (which, faults) = spoils(http);
+                self.proxy.unleash(which, self.chance.u64(..), RATE, &faults);
+            }
+        }
+        Ok(())
+    }
+
+    fn again(&mut self, fault: Fault) -> Result<()> {
+        match fault {
+            Fault::Storm => self.join_or_leave()?,
+            Fault::LateLanding => drop(self.proxy.land()),
+            Fault::BrokerReset => self.strike(fault, self.to_broker.reset() as u64),
+            Fault::StoreReset => self.strike(fault, self.to_store.reset() as u64),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, fault: Fault) -> Result<()> {
+        match fault {
+            Fault::Zombie => {
+                // Who stands still archives nothing: where every partition went on, others have taken its lanes over.
+                let (before, now) = (std::mem::take(&mut self.archived_before_zombie), self.archived()?);
+                self.strike(fault, u64::from(before.iter().all(|(partition, at)| now.get(partition) > Some(at))));
+                self.thaw()?;
+            }
+            Fault::Storm => self.extra_leaves()?,
+            Fault::Retention => {
+                for (partition, (_, end)) in self.admin.watermarks(self.topic)? {
+                    self.admin.delete_records(self.topic, partition, end)?;
+                }
+                self.thaw()?;
+            }
+            Fault::BrokerStopped | Fault::BrokerKilled => {
+                self.kafka.start_again()?;
+                self.strike(fault, 1);
+            }
+            Fault::StoreStopped | Fault::StoreKilled => {
+                self.s3.start_again()?;
+                self.strike(fault, 1);
+            }
+            Fault::BrokerSlow | Fault::BrokerSilent => self.to_broker.heal(),
+            Fault::StoreSlow | Fault::StoreSilent => self.to_store.heal(),
+            Fault::LateLanding => {
+                self.proxy.heal();
+                drop(self.proxy.land());
+            }
+            Fault::StoreErrors | Fault::ErrorsAfter | Fault::Conflicts | Fault::LostReplies | Fault::CutReads => {
+                self.proxy.heal();
+            }
+            _ => {}
+        }
+        let struck = self.counted(fault) - self.before.remove(&fault).unwrap_or_default();
+        self.strike(fault, struck);
+        Ok(())
+    }
+
+    /// Faults that links and the proxy count themselves.
+    fn counted(&self, fault: Fault) -> u64 {
+        match fault {
+            Fault::BrokerSlow | Fault::BrokerSilent | Fault::BrokerHalfOpen => self.to_broker.struck(),
+            Fault::StoreSlow | Fault::StoreSilent | Fault::StoreHalfOpen => self.to_store.struck(),
+            Fault::StoreErrors
+            | Fault::ErrorsAfter
+            | Fault::Conflicts
+            | Fault::LostReplies
+            | Fault::LateLanding
+            | Fault::CutReads => self.proxy.struck() as u64,
+            _ => 0,
+        }
+    }
+
+    fn strike(&mut self, fault: Fault, times: u64) {
+        self.struck.entry(fault).or_default().1 += times;
+    }
+
+    fn freeze(&mut self, place: usize) -> Result<()> {
+        self.replicas[place].freeze()?;
+        self.frozen.push(place);
+        Ok(())
+    }
+
+    fn thaw(&mut self) -> Result<()> {
+        self.frozen.drain(..).try_for_each(|place| self.replicas[place].thaw())
+    }
+
+    fn leave(&mut self, replica: Running) -> Result<()> {
+        replica.terminate()?;
+        self.leaving.push((replica, Instant::now()));
+        Ok(())
+    }
+
+    fn join_or_leave(&mut self) -> Result<()> {
+        self.archived_in_storm.push(self.site.rows(self.topic)?);
+        if self.extra.is_some() {
+            return self.extra_leaves();
+        }
+        self.extra = Some(self.site.archiver()?);
+        self.strike(Fault::Storm, 1);
+        Ok(())
+    }
+
+    fn extra_leaves(&mut self) -> Result<()> {
+        match self.extra.take() {
+            Some(extra) => {
+                self.strike(Fault::Storm, 1);
+                self.leave(extra)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Looks after the replicas: none may end by itself, and those that were told to must in time.
+    fn tend(&mut self) -> Result<()> {
+        for replica in &mut self.replicas {
+            if let Err(error) = replica.must_run() {
+                self.bad_ends.push(format!("a replica {error}"));
+                *replica = self.site.archiver()?;
+            }
+        }
+        for (mut replica, told) in std::mem::take(&mut self.leaving) {
+            if !replica.has_ended()? && told.elapsed() < GRACE + GRACE_MARGIN {
+                self.leaving.push((replica, told));
+                continue;
+            }
+            match replica.wait(Duration::ZERO) {
+                Ok(ended) if matches!(ended.code, Some(0 | 1)) => {}
+                Ok(ended) => self.bad_ends.push(format!("a replica that was told to end: {:?} {:?}", ended.code, ended.signal)),
+                Err(error) => self.bad_ends.push(format!("a replica that was told to end is {error}")),
+            }
+        }
+        Ok(())
+    }
+
+    fn heal(&mut self) -> Result<()> {
+        self.thaw()?;
+        self.extra_leaves()?;
+        self.to_broker.heal();
+        self.to_store.heal();
+        self.proxy.heal();
+        while !self.leaving.is_empty() {
+            self.tend()?;
+            sleep(Duration::from_millis(50));
+        }
+        drop(self.proxy.land());
+        Ok(())
+    }
+
+    /// Waits until everything acknowledged is archived or on record as lost, and holds the archive against it.
+    pub fn judge(&mut self) -> Result<Verdict> {
+        let healed = Instant::now();
+        self.witness.rest()?;
+        let ends = self.witness.ends();
+        let mut behind = self.behind(&ends)?;
+        while !behind.is_empty() && healed.elapsed() < CAUGHT_UP_WITHIN {
+            sleep(Duration::from_millis(200));
+            self.tend()?;
+            behind = self.behind(&ends)?;
+        }
+        let caught_up = healed.elapsed();
+        let view = self.site.view(self.topic)?.context("the table is there")?;
+        let yielded = self.site.yielded(&view)?;
+        let mut verdict = Verdict::of(&self.witness.truth(), &view, &yielded, &self.deleted()?);
+        verdict.caught_up = caught_up;
+        for (partition, missing) in behind {
+            verdict.note(|verdict| &mut verdict.stuck, format!("partition {partition} is {missing} positions behind"));
+        }
+        if let Err(error) = self.site.verify(&["--deep"]) {
+            verdict.note(|verdict| &mut verdict.unverified, format!("{error:#}"));
+        }
+        for words in self.bad_ends.drain(..) {
+            verdict.note(|verdict| &mut verdict.ended_badly, words);
+        }
+        Ok(verdict)
+    }
+
+    /// How far each partition is archived.
+    fn archived(&self) -> Result<BTreeMap<i32, i64>> {
+        let positions = self.site.view(self.topic)?.map(|view| view.positions).unwrap_or_default();
+        Ok(positions.iter().map(|(lane, next)| (lane.partition, next.as_i64())).collect())
+    }
+
+    /// How many positions each partition still lacks.
+    pub fn behind(&self, ends: &BTreeMap<i32, i64>) -> Result<BTreeMap<i32, i64>> {
+        let at = self.archived()?;
+        let missing = ends.iter().map(|(partition, end)| (*partition, end - at.get(partition).copied().unwrap_or(0)));
+        Ok(missing.filter(|(_, missing)| *missing > 0).collect())
+    }
+
+    /// Where each partition of the bus begins.
+    pub fn deleted(&self) -> Result<BTreeMap<i32, i64>> {
+        Ok(self.admin.watermarks(self.topic)?.into_iter().map(|(partition, (begin, _))| (partition, begin)).collect())
+    }
+
+    /// A counter of the replicas that run, summed up.
+    pub fn metric(&self, name: &str, label: &str) -> Result<f64> {
+        self.replicas.iter().map(|replica| metric(replica, name, label)).sum()
+    }
+
+    /// All replicas end in time and in order.
+    pub fn stop(mut self) -> Result<()> {
+        for replica in &self.replicas {
+            replica.terminate()?;
+        }
+        for replica in self.replicas.drain(..) {
+            let ended = replica.wait(GRACE + GRACE_MARGIN)?;
+            ensure!(ended.code == Some(0), "exit code {:?}: {}", ended.code, ended.stderr);
+        }
+        Ok(())
+    }
+}
+
+fn narrow(latency_ms: u64, bytes_per_second: u64) -> Weather {
+    Weather { latency: Duration::from_millis(latency_ms), bytes_per_second: Some(bytes_per_second), silent: false }
+}
+
+/// Which requests an HTTP fault is for, and what happens to them.
+fn spoils(fault: Fault) -> (Which, Vec<HttpFault>) {
+    let busy = [(500, "InternalError"), (503, "SlowDown"), (429, "TooManyRequests")];
+    let conflict = (409, "ConditionalRequestConflict");
+    match fault {
+        Fault::StoreErrors => {
+            let answers = busy.map(|(status, code)| HttpFault::instead(status, code));
+            (Which::all(), answers.into_iter().chain([HttpFault::CloseBefore]).collect())
+        }
+        Fault::ErrorsAfter => (Which::of("PUT"), busy.map(|(status, code)| HttpFault::after(status, code)).to_vec()),
+        Fault::Conflicts => {
+            let both = vec![HttpFault::instead(conflict.0, conflict.1), HttpFault::after(conflict.0, conflict.1)];
+            (Which::of("PUT").with("_delta_log").with(".json"), both)
+        }
+        Fault::LateLanding => (Which::of("PUT"), vec![HttpFault::Late]),
+        Fault::CutReads => (Which::of("GET"), vec![HttpFault::Cut(100)]),
+        _ => (Which::of("PUT"), vec![HttpFault::CloseAfter]),
+    }
+}
