@@ -158,7 +158,10 @@ impl Archive {
         // A listing may lag behind, so the homes are asked as well.
         let folders: BTreeSet<&str> =
             folders.chain(homes.keys().map(String::as_str)).filter(|name| !OWN_FOLDERS.contains(name)).collect();
-        let names = folders.into_iter().map(|folder| self.table_in(folder, homes.get(folder).copied()));
+        // Owned, since a closure over borrowed names makes a future that cannot be sent to another thread.
+        let wanted: Vec<(String, Option<String>)> =
+            folders.into_iter().map(|folder| (folder.to_owned(), homes.get(folder).map(|table| (*table).clone()))).collect();
+        let names = wanted.into_iter().map(|(folder, home)| self.table_in(folder, home));
         let names: Vec<Option<String>> = futures::stream::iter(names).buffered(READS_AT_ONCE).try_collect().await?;
         let mut tables: Vec<String> = names.into_iter().flatten().collect();
         tables.sort();
@@ -166,13 +169,13 @@ impl Archive {
     }
 
     /// The name of the table in `folder`, `None` if there is no table of ours.
-    async fn table_in(&self, folder: &str, home: Option<&String>) -> Result<Option<String>, StoreError> {
-        let reader = LogReader::in_folder(&self.store, folder);
+    async fn table_in(&self, folder: String, home: Option<String>) -> Result<Option<String>, StoreError> {
+        let reader = LogReader::in_folder(&self.store, &folder);
         if !reader.is_there().await? {
             return Ok(None);
         }
-        if let Some(home) = home {
-            return Ok(Some(home.clone()));
+        if home.is_some() {
+            return Ok(home);
         }
         let body = reader.get(0).await?;
         if body.as_deref().is_some_and(is_foreign) {
@@ -185,7 +188,7 @@ impl Archive {
                 warn!(folder, table = genesis.table, "passed over: its log belongs to another folder");
                 Ok(None)
             }
-            None => layout::table_of_folder(folder).map(Some).ok_or_else(|| {
+            None => layout::table_of_folder(&folder).map(Some).ok_or_else(|| {
                 let what = format!(
                     "{folder}/_delta_log in {}: record 0 is lost, and nothing else tells the table's name",
                     self.store.url
