@@ -154,7 +154,9 @@ async fn over_size_events_get_through_beside_the_others_each_in_a_segment_of_its
         noise.fill(&mut value);
         BusEvent::of(value)
     };
-    (0..20).for_each(|_| world.bus.publish("orders", 1, large(500_000)));
+    for _ in 0..20 {
+        world.bus.publish("orders", 1, large(500_000));
+    }
     world.advance(SECOND).await;
     let high_water = HighWater::of(&process.budget);
     let sizes = [1 << 20, oversize - 200, oversize, 16 << 20, 64 << 20, 5 << 20];

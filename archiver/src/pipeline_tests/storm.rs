@@ -62,6 +62,7 @@ impl Storm {
             start: if chance.bool() { StartAt::Earliest } else { StartAt::Latest },
             one_table: chance.bool(),
             run_events: chance.usize(1..64),
+            ..Setup::default()
         };
         let world = World::new(setup);
         for topic in TOPICS {
