@@ -48,10 +48,11 @@ async fn processes_that_start_side_by_side_begin_all_lanes_at_one_moment() {
     two.store.inject(When::at(Call::Get).to("_archive/topics/").once(), Fault::HangBefore);
     world.bus.rebalance();
     two.must_hang().await;
-    assert!(first.status.borrow().is_ready());
+    world.advance(TICK).await;
+    assert!(first.status.borrow().is_ready() && !second.status.borrow().is_ready());
     world.publish("orders", 3);
     two.store.release();
-    settle().await;
+    world.advance(TICK).await;
     assert!(second.status.borrow().is_ready());
     assert!(first.leave(&world).await.is_ok() && second.leave(&world).await.is_ok());
     let archived = world.check_all_archived().await;
