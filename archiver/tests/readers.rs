@@ -78,7 +78,10 @@ fn script(arguments: &[&str], patience: Duration) -> Result<String> {
     Ok(ended.stdout)
 }
 
-fn read_back(engine: &str, folder: &Path, out: &Path, patience: Duration) -> Result<(String, Vec<(i32, i64, u64)>)> {
+/// What an engine read of one event: its partition, its offset, a checksum of its bytes.
+type Place = (i32, i64, u64);
+
+fn read_back(engine: &str, folder: &Path, out: &Path, patience: Duration) -> Result<(String, Vec<Place>)> {
     let said = script(&[engine, &folder.display().to_string(), &out.display().to_string()], patience)?;
     // Above it an engine may print what it likes.
     let said = said.lines().last().context("a line")?;

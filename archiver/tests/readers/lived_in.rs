@@ -142,7 +142,7 @@ impl Zombie {
         let folder = site.file("archive").join(layout::table_folder(TOPIC));
         std::fs::copy(folder.join(&twin.path), folder.join(&path))?;
         twin.path = path;
-        (twin.rows, twin.lanes) = (part.rows, vec![part.clone()]);
+        (twin.rows, twin.lanes) = (part.rows, vec![part]);
         let span = Span::new(self.stands, part.last.next())?;
         let advance = Advance { lane: self.lane, expected: Some(self.stands), span, rows: part.rows, skipped: 0, gap: None };
         let appended = self.log.append(&Record { advances: vec![advance], segments: vec![twin] }).await?;

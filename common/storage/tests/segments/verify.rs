@@ -64,9 +64,9 @@ fn large() -> Bytes {
     let event = |position: u64| {
         let value: Vec<u8> = (0..40).map(|_| noise.u8(..)).collect();
         let mut event = Event::plain(0, position, value);
-        event.key = event.key.filter(|_| position % 3 > 0);
-        event.value = event.value.filter(|_| position % 11 > 0);
-        event.epoch = event.epoch.filter(|_| position % 5 > 0);
+        event.key = event.key.filter(|_| !position.is_multiple_of(3));
+        event.value = event.value.filter(|_| !position.is_multiple_of(11));
+        event.epoch = event.epoch.filter(|_| !position.is_multiple_of(5));
         event.properties = vec![("raw".to_owned(), position.to_string())];
         event
     };
