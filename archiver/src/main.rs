@@ -5,12 +5,12 @@ use std::process::ExitCode;
 use archiver::cli::{self, Cli};
 use archiver::commands;
 use clap::Parser;
-use tapedeck_daemon::memory::limit_arenas;
+use tapedeck_daemon::memory::set_up_allocator;
 use tapedeck_daemon::telemetry::LogFormat;
 use tapedeck_daemon::{Exit, ending};
 
 fn main() -> ExitCode {
-    limit_arenas();
+    set_up_allocator();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

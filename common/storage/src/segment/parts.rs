@@ -89,6 +89,14 @@ fn unsynced(what: &dyn Display, error: &io::Error) -> io::Error {
     io::Error::new(io::ErrorKind::NotFound, format!("{what} could not be synced: {error}"))
 }
 
+/// Asks the system to begin writing what it still holds of a file, and to forget what it has written. A segment is read much
+/// later, if ever; its bytes would push out what others on this machine read, first of all a broker.
+fn let_go(file: &File) {
+    #[cfg(target_os = "linux")]
+    // Advice: whether it was taken changes nothing that was promised.
+    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
+}
+
 async fn blocking<T: Send + 'static>(key: &Path, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await?.map_err(|error| failed(key, error))
 }
@@ -127,6 +135,7 @@ impl MultipartStore for FolderParts {
                 file.write_all_at(bytes, at)?;
                 at += bytes.len() as u64;
             }
+            let_go(&file);
             Ok(PartId { content_id: size.to_string() })
         })
         .await
@@ -147,6 +156,7 @@ impl MultipartStore for FolderParts {
                 let _ = fs::remove_file(&staged);
                 return Err(unsynced(&staged, &error));
             }
+            let_go(&file);
             fs::rename(&staged, &object)?;
             let mut folders = object.ancestors().skip(1).take_while(|folder| folder.starts_with(&root));
             if let Err(error) = folders.try_for_each(sync) {
