@@ -1,23 +1,36 @@
 //! Everything at once, by seeds: processes come, leave and are killed, lanes move, are lost and stolen, the store fails in
-//! every way that it can, retention passes by. Then the sky clears, and every event must be there exactly once.
+//! every way that it can, retention passes by, a keeper compacts and sweeps. Then the sky clears, and every event must be there
+//! exactly once. This is the simulation's second tier: the real log, segments and pipeline, on a clock that is moved by hand; the first,
+//! `common/storage/tests/protocol_sim`, runs the commit protocol alone.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tapedeck_common::bus::BusError;
 use tapedeck_common::error::ErrorKind;
 use tapedeck_common::position::{LaneId, Position};
+use tapedeck_common::limits;
 use tapedeck_common::time::Timestamp;
 use tapedeck_sim::bus::StartAt;
 use tapedeck_sim::store::Chaos;
 use tapedeck_sim::{BusEvent, Call, Fault, FaultyStore, When, settle};
+use tapedeck_storage::archive::Archive;
+use tapedeck_storage::store::Store;
+use tokio::task::JoinHandle;
 
 use super::world::{AGE_MAX, LONG, Process, Running, Setup, World};
+use crate::maintain::choose::CompactPolicy;
+use crate::maintain::{Keeper, MaintainError, Means, SweepPolicy};
 use crate::seal::SealPolicy;
 
 /// Seeds that every run of the tests goes through. `TAPEDECK_STORM=<first>..<last>` chooses others.
 const SEEDS: std::ops::Range<u64> = 0..60;
 
 const TOPICS: [&str; 2] = ["orders", "clicks"];
+
+/// Whatever no record names is given up, however young: its writer must notice. Files of removed segments stay, since the
+/// checks read them.
+const SWEEP: SweepPolicy = SweepPolicy { orphans_after: Duration::ZERO, removed_after: Duration::MAX };
 
 fn seeds() -> std::ops::Range<u64> {
     let chosen = std::env::var("TAPEDECK_STORM").ok();
@@ -47,6 +60,8 @@ struct Storm {
     world: World,
     chance: fastrand::Rng,
     members: Vec<(Process, Running)>,
+    /// One at most: of two, one would take the other's unfinished merge for an orphan.
+    keeper: Option<(FaultyStore, JoinHandle<Result<(), MaintainError>>)>,
     /// What dead processes still have on its way.
     ghosts: Vec<FaultyStore>,
 }
@@ -68,7 +83,7 @@ impl Storm {
         for topic in TOPICS {
             world.bus.make_topic(topic, chance.i32(1..4));
         }
-        let mut storm = Self { world, chance, members: Vec::new(), ghosts: Vec::new() };
+        let mut storm = Self { world, chance, members: Vec::new(), keeper: None, ghosts: Vec::new() };
         storm.publish();
         storm.start().await;
         storm
@@ -85,7 +100,7 @@ impl Storm {
     }
 
     async fn strike(&mut self, step: usize) {
-        let blow = self.chance.u32(..100);
+        let blow = self.chance.u32(..106);
         println!(
             "step {step}: blow {blow}, {} members, at {:?}",
             self.members.len(),
@@ -116,7 +131,8 @@ impl Storm {
             90..92 => self.retention(),
             92..95 => {
                 self.members.iter().for_each(|(process, _)| process.store.release());
-                for store in self.members.iter().map(|(process, _)| &process.store).chain(&self.ghosts) {
+                self.keeper.iter().for_each(|(store, _)| store.release());
+                for store in self.stores() {
                     store.land().await;
                 }
             }
@@ -126,6 +142,14 @@ impl Storm {
                 if let Some(number) = self.member() {
                     let failure = BusError::new(ErrorKind::Unavailable, "the client gave up");
                     self.world.bus.fail_next(self.members[number].1.member, failure);
+                }
+            }
+            99..104 => self.keep().await,
+            104..105 => {
+                // It dies, too.
+                if let Some((store, task)) = self.keeper.take() {
+                    task.abort();
+                    self.ghosts.push(store);
                 }
             }
             _ => {
@@ -157,7 +181,7 @@ impl Storm {
             return;
         }
         let process = self.world.process().await;
-        let mut faults = vec![Fault::FailBefore, Fault::FailAfter, Fault::Conflict, Fault::Late];
+        let mut faults = vec![Fault::FailBefore, Fault::FailAfter, Fault::Conflict, Fault::Late, Fault::Lagging];
         if self.chance.bool() {
             faults.extend([Fault::HangBefore, Fault::HangAfter]);
         }
@@ -165,6 +189,36 @@ impl Storm {
         process.store.unleash(Chaos { rng: self.chance.fork(), rate, faults });
         let running = process.read_all(&self.world).await;
         self.members.push((process, running));
+    }
+
+    /// A table is kept in shape: what is closed is merged, and whatever no record names is given up.
+    async fn keep(&mut self) {
+        let archive = Archive::open(Store::of(self.world.below())).await.expect("it exists");
+        let tables = archive.tables().await.expect("it can be listed");
+        if tables.is_empty() || self.keeper.is_some() {
+            return;
+        }
+        let table = tables[self.chance.usize(..tables.len())].clone();
+        let store = self.world.other_view();
+        let faults = vec![Fault::FailBefore, Fault::FailAfter, Fault::Conflict, Fault::Late, Fault::Lagging];
+        store.unleash(Chaos { rng: self.chance.fork(), rate: self.chance.f64() * 0.1, faults });
+        let (seen, clock, chance) = (Store::of(Arc::new(store.clone())), self.world.clock.clone(), self.chance.fork());
+        let task = tokio::spawn(async move {
+            let archive = Archive::open(seen).await?;
+            let clock = Arc::new(clock);
+            let means = Means::new(limits::MAINTAIN_MEMORY_DEFAULT as usize, None, clock.clone());
+            let mut keeper = Keeper::open(&archive, &table, clock, chance, means).await?;
+            keeper.compact(&CompactPolicy::default(), false).await?;
+            keeper.sweep(&SWEEP, false).await.map(drop)
+        });
+        self.keeper = Some((store, task));
+    }
+
+    /// All views of the store through which something may still be on its way.
+    fn stores(&self) -> Vec<FaultyStore> {
+        let members = self.members.iter().map(|(process, _)| &process.store);
+        let keeper = self.keeper.iter().map(|(store, _)| store);
+        members.chain(keeper).chain(&self.ghosts).cloned().collect()
     }
 
     async fn crash(&mut self) {
@@ -224,17 +278,18 @@ impl Storm {
 
     /// A pipeline that ended by itself did so for a reason that is no fault of ours; its process mostly builds another.
     async fn bury(&mut self) {
+        if let Some((store, task)) = self.keeper.take_if(|(_, task)| task.is_finished()) {
+            self.ghosts.push(store);
+            if let Err(error) = task.await.expect("no panic") {
+                self.must_be_the_stores_fault(error.kind(), &error);
+            }
+        }
         while let Some(number) = self.members.iter().position(|(_, running)| running.task.is_finished()) {
             let (process, running) = self.members.remove(number);
             match running.task.await.expect("no panic") {
                 Ok(()) => panic!("seed {}: nobody told it to leave", self.world.setup.seed),
                 Err(error) => {
-                    println!("ended: {error}");
-                    assert!(
-                        !matches!(error.kind(), ErrorKind::Bug | ErrorKind::Corrupt),
-                        "seed {}: {error}",
-                        self.world.setup.seed
-                    );
+                    self.must_be_the_stores_fault(error.kind(), &error);
                 }
             }
             if self.chance.bool() {
@@ -246,17 +301,23 @@ impl Storm {
         }
     }
 
+    fn must_be_the_stores_fault(&self, kind: ErrorKind, error: &dyn std::fmt::Display) {
+        println!("ended: {error}");
+        assert!(!matches!(kind, ErrorKind::Bug | ErrorKind::Corrupt), "seed {}: {error}", self.world.setup.seed);
+    }
+
     /// No more faults: everybody leaves in order, then one process reads what is left.
     async fn clear(mut self) {
         println!("the sky clears");
         self.world.bus.set_away(false);
-        for store in self.members.iter().map(|(process, _)| &process.store).chain(&self.ghosts) {
+        for store in self.stores() {
             store.heal();
             store.release();
             store.land().await;
         }
         self.world.advance(LONG).await;
         self.bury().await;
+        assert!(self.keeper.is_none(), "seed {}: the keeper never ends", self.world.setup.seed);
         for (process, running) in std::mem::take(&mut self.members) {
             let left = running.leave(&self.world).await;
             assert!(left.is_ok(), "seed {}: {left:?}", self.world.setup.seed);

@@ -47,6 +47,8 @@ pub enum Fault {
     HangAfter,
     /// It fails, and happens later, when the test lets it land: a request that was still on its way. For puts only.
     Late,
+    /// A listing that does not show what was stored last. For listings only.
+    Lagging,
 }
 
 impl fmt::Display for Fault {
@@ -157,7 +159,11 @@ impl Distance {
     }
 }
 
-/// A key that exists is a thing of puts alone.
+/// A key that exists is a thing of puts alone, and only listings can leave something out.
 fn can_suffer(call: Call, fault: Fault) -> bool {
-    !matches!(fault, Fault::Conflict | Fault::Late) || call == Call::Put
+    match fault {
+        Fault::Conflict | Fault::Late => call == Call::Put,
+        Fault::Lagging => call == Call::List,
+        _ => true,
+    }
 }

@@ -90,7 +90,7 @@ impl Control {
 
     async fn suffer<T>(&self, fault: Option<Fault>, key: &str, request: impl Future<Output = Result<T>>) -> Result<T> {
         match fault {
-            None => request.await,
+            None | Some(Fault::Lagging) => request.await,
             Some(Fault::FailBefore | Fault::Late) => Err(unavailable("no answer")),
             Some(Fault::FailAfter) => {
                 let _ = request.await;
@@ -221,7 +221,7 @@ impl FaultyStore {
         self.control.run(call, key.as_ref(), request).await
     }
 
-    /// A listing fails as a whole, before its first entry.
+    /// A listing fails as a whole, before its first entry. Or it lags.
     fn listing(
         &self,
         prefix: Option<&Path>,
@@ -229,8 +229,24 @@ impl FaultyStore {
     ) -> BoxStream<'static, Result<ObjectMeta>> {
         let control = Arc::clone(&self.control);
         let key = prefix.map(ToString::to_string).unwrap_or_default();
-        futures::stream::once(async move { control.run(Call::List, &key, async { Ok(entries) }).await }).try_flatten().boxed()
+        let list = async move {
+            let fault = control.fault(Call::List, &key);
+            let shown = async { if fault == Some(Fault::Lagging) { without_the_last(entries).await } else { Ok(entries) } };
+            control.suffer(fault, &key, shown).await
+        };
+        futures::stream::once(list).try_flatten().boxed()
     }
+}
+
+/// What two stores ago was still all.
+async fn without_the_last(entries: BoxStream<'static, Result<ObjectMeta>>) -> Result<BoxStream<'static, Result<ObjectMeta>>> {
+    let mut entries: Vec<ObjectMeta> = entries.try_collect().await?;
+    let mut times: Vec<_> = entries.iter().map(|entry| entry.last_modified).collect();
+    times.sort_unstable();
+    if let Some(from) = times.iter().rev().take(2).next_back() {
+        entries.retain(|entry| entry.last_modified < *from);
+    }
+    Ok(futures::stream::iter(entries.into_iter().map(Ok)).boxed())
 }
 
 impl fmt::Display for FaultyStore {
@@ -355,6 +371,19 @@ mod tests {
         put(&store, "b").await.expect("no more faults");
         assert_eq!(store.land().await, 1, "the other key is taken");
         assert!(holds(&store, "a").await);
+    }
+
+    #[tokio::test]
+    async fn a_listing_that_lags_leaves_out_what_came_last() {
+        let store = FaultyStore::default();
+        for key in ["a", "b", "c", "d"] {
+            put(&store, key).await.expect("no fault yet");
+        }
+        let listed = async || store.list(None).map_ok(|entry| entry.location).try_collect::<Vec<_>>().await.expect("it answers");
+        store.inject(When::always().once(), Fault::Lagging);
+        let (lagging, whole) = (listed().await, listed().await);
+        assert!(lagging.len() <= 2 && whole.len() == 4, "{lagging:?}");
+        assert!(lagging.iter().all(|key| whole[..2].contains(key)), "{lagging:?}");
     }
 
     #[tokio::test(start_paused = true)]
