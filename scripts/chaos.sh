@@ -8,4 +8,4 @@ set -euo pipefail
 scripts/needs.sh build servers
 export MINUTES=${MINUTES:-10}
 [ -n "${SEED:-}" ] || unset SEED
-cargo test -p archiver --locked --test chaos -- --ignored --exact --nocapture faults_at_random || exit 1
+cargo test --workspace --locked --test chaos -- --ignored --exact --nocapture faults_at_random || exit 1

@@ -7,4 +7,4 @@ set -euo pipefail
 export SIM_SEEDS=${1:-10000000}
 fast='profile.dev.package.tapedeck-storage.opt-level=3'
 words='profile.dev.package.tapedeck-common.opt-level=3'
-cargo test --config "$fast" --config "$words" --locked -p tapedeck-storage --test protocol_sim -- no_seed --nocapture
+cargo test --config "$fast" --config "$words" --locked --workspace --test protocol_sim -- no_seed --nocapture

@@ -1,6 +1,8 @@
 //! kill -9 at any moment, with two replicas and producing going on: nothing is lost, nothing is doubled.
 //! `TAPEDECK_KILLS` sets how many kills. They go round the four stages of a batch; the store is reached over a link with latency,
-//! so that each stage lasts, and the dead process's last words say in which one it was.
+//! so that each stage lasts, and the dead process's last words say in which one it was. It is printed how long the archive took
+//! after each kill until all that was on the bus at the kill was in it. `TAPEDECK_STATIC=1` gives each replica a name in the
+//! group, and the next process the name of the dead one.
 
 #![allow(clippy::disallowed_methods, reason = "real servers live in real time; the seed is printed")]
 
@@ -8,7 +10,8 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use support::{PATIENCE, Site, number};
@@ -36,8 +39,8 @@ fn stage_of(log: &str) -> Option<&'static str> {
     }
 }
 
-/// Waits until the process enters the stage anew, then kills it at once.
-fn kill_in(mut victim: Running, words: &str, chance: &mut fastrand::Rng) -> Result<Option<&'static str>> {
+/// Waits until the process enters the stage anew, and a while longer.
+fn wait_for_stage(victim: &mut Running, words: &str, chance: &mut fastrand::Rng) -> Result<()> {
     let seen = victim.stderr().matches(words).count();
     let limit = Duration::from_secs(40);
     tapedeck_testbed::wait_until(words, limit, || {
@@ -47,7 +50,7 @@ fn kill_in(mut victim: Running, words: &str, chance: &mut fastrand::Rng) -> Resu
     // Somewhere within the stage, not always at its very beginning. Acknowledging needs no store and is over at once.
     let stage = if words == STAGES[3].1 { Duration::from_millis(2) } else { LATENCY.mul_f64(1.5) };
     std::thread::sleep(stage.mul_f64(chance.f64()));
-    Ok(stage_of(&victim.kill9()?.stderr))
+    Ok(())
 }
 
 fn produce(kafka: &str, topic: &str, stop: &AtomicBool, sent: &AtomicU64) -> Result<()> {
@@ -65,6 +68,51 @@ fn produce(kafka: &str, topic: &str, stop: &AtomicBool, sent: &AtomicU64) -> Res
     loader.finish()
 }
 
+/// How long the archive takes to get over a kill.
+struct Resumes<'a> {
+    site: &'a Site,
+    admin: Admin,
+    /// When something was killed, and where the bus ended then.
+    waiting: Mutex<Vec<(Instant, BTreeMap<i32, i64>)>>,
+    took: Mutex<Vec<Duration>>,
+}
+
+impl Resumes<'_> {
+    fn killed(&self) -> Result<()> {
+        let ends = self.admin.watermarks("crash")?.into_iter().map(|(partition, (_, end))| (partition, end)).collect();
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push((Instant::now(), ends));
+        Ok(())
+    }
+
+    /// Looks how far the archive is, until it is told to stop: when all is archived.
+    fn look(&self, stop: &AtomicBool) -> Result<()> {
+        loop {
+            let positions = self.site.view("crash")?.map(|view| view.positions).unwrap_or_default();
+            let at: BTreeMap<i32, i64> = positions.iter().map(|(lane, next)| (lane.partition, next.as_i64())).collect();
+            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            waiting.retain(|(killed, ends)| {
+                let is_over = ends.iter().all(|(partition, end)| at.get(partition) >= Some(end) || *end == 0);
+                if is_over {
+                    self.took.lock().unwrap_or_else(PoisonError::into_inner).push(killed.elapsed());
+                }
+                !is_over
+            });
+            if stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            drop(waiting);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn print(&self) {
+        let mut took = self.took.lock().unwrap_or_else(PoisonError::into_inner);
+        took.sort();
+        let of_100 = |share: usize| took.get((took.len() * share / 100).min(took.len().saturating_sub(1)));
+        println!("resumed after {} kills: p50 {:?}, p99 {:?}, longest {:?}", took.len(), of_100(50), of_100(99), took.last());
+    }
+}
+
 #[test]
 fn kills_at_every_stage_lose_and_double_nothing() -> Result<()> {
     let kills = number("TAPEDECK_KILLS", 8) as usize;
@@ -72,25 +120,34 @@ fn kills_at_every_stage_lose_and_double_nothing() -> Result<()> {
     println!("seed {seed}, {kills} kills");
     let mut chance = fastrand::Rng::with_seed(seed);
     Admin::new(&kafka)?.create_topic("crash", 4, &[("retention.ms", "-1")])?;
+    let name = if number("TAPEDECK_STATIC", 0) == 1 { "group_instance_id: '${env:REPLICA}', " } else { "" };
     let mut site = Site::on_s3(shared_s3(), "crash")?.source(
         "main",
         &kafka,
         "crash",
         &["crash"],
-        "client: { session.timeout.ms: '6000', heartbeat.interval.ms: '1000' }",
+        &format!("{name}client: {{ session.timeout.ms: '6000', heartbeat.interval.ms: '1000' }}"),
     );
     let link = SlowLink::to(shared_s3().address(), LATENCY)?;
     site.daemon_endpoint = Some(format!("http://{}", link.address()));
-    let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (stop, sent, judged) = (AtomicBool::new(false), AtomicU64::new(0), AtomicBool::new(false));
+    let (waiting, took) = (Mutex::default(), Mutex::default());
+    let resumes = Resumes { site: &site, admin: Admin::new(&kafka)?, waiting, took };
     let mut stages: BTreeMap<&str, usize> = BTreeMap::new();
     std::thread::scope(|scope| -> Result<()> {
         let producer = scope.spawn(|| produce(&kafka, "crash", &stop, &sent));
-        let result = (|| -> Result<[Running; 2]> {
-            let mut members = [site.archiver()?, site.archiver()?];
+        let looks = scope.spawn(|| resumes.look(&judged));
+        let replica = |number: usize| site.archiver_in([("REPLICA", number.to_string())]);
+        let result = (|| -> Result<Vec<Running>> {
+            let mut members = vec![replica(0)?, replica(1)?];
             for kill in 0..kills {
                 let (_, words) = STAGES[kill % STAGES.len()];
-                let victim = std::mem::replace(&mut members[chance.usize(0..2)], site.archiver()?);
-                if let Some(stage) = kill_in(victim, words, &mut chance)? {
+                let number = chance.usize(0..2);
+                wait_for_stage(&mut members[number], words, &mut chance)?;
+                let ended = members.remove(number).kill9()?;
+                resumes.killed()?;
+                members.insert(number, replica(number)?);
+                if let Some(stage) = stage_of(&ended.stderr) {
                     *stages.entry(stage).or_default() += 1;
                 }
                 site.verify(&[])?;
@@ -99,8 +156,13 @@ fn kills_at_every_stage_lose_and_double_nothing() -> Result<()> {
         })();
         stop.store(true, Ordering::Relaxed);
         producer.join().map_err(|_| anyhow::anyhow!("the producer panicked"))??;
-        let members = result?;
-        site.wait_for_rows("crash", sent.load(Ordering::Relaxed))?;
+        let all = result.and_then(|members| {
+            site.wait_for_rows("crash", sent.load(Ordering::Relaxed))?;
+            Ok(members)
+        });
+        judged.store(true, Ordering::Relaxed);
+        looks.join().map_err(|_| anyhow::anyhow!("who looks at the archive panicked"))??;
+        let members = all?;
         for member in members {
             member.terminate()?;
             assert_eq!(member.wait(PATIENCE)?.code, Some(0));
@@ -109,6 +171,7 @@ fn kills_at_every_stage_lose_and_double_nothing() -> Result<()> {
     })
     .with_context(|| format!("seed {seed}"))?;
     println!("kills by stage: {stages:?}");
+    resumes.print();
     let report = site.judge(&Truth::from_bus(&kafka, &["crash"])?, "crash")?;
     println!("{report}");
     assert!(report.is_clean(), "seed {seed}: {report}");

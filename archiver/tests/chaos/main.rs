@@ -76,6 +76,12 @@ fn a_broker_that_stops_dies_and_resets_connections_delays_and_loses_nothing() ->
 }
 
 #[test]
+fn starved_replicas_and_a_store_that_denies_lose_nothing() -> Result<()> {
+    let _alone = alone();
+    survives("starved", &[Fault::Starved, Fault::StoreExpired])?.0.stop()
+}
+
+#[test]
 fn lost_replies_and_late_requests_double_nothing() -> Result<()> {
     let _alone = alone();
     let mut world = survives("replies", &[Fault::LostReplies])?.0;

@@ -16,6 +16,8 @@ pub enum Fault {
     Zombie,
     /// Every two seconds a replica joins or leaves.
     Storm,
+    /// Every replica runs for a tenth of the time, in slices.
+    Starved,
     /// All replicas stand still, and what they have not read yet is deleted on the bus.
     Retention,
     BrokerStopped,
@@ -36,6 +38,8 @@ pub enum Fault {
     StoreHalfOpen,
     /// 500, 503, 429 or a closed connection instead of the store's work.
     StoreErrors,
+    /// 403 instead of the store's work: a token that has run out, a clock that is not the store's.
+    StoreExpired,
     /// 500, 503, 429 after the store's work.
     ErrorsAfter,
     /// 409 for creates of records, whether it took effect or not.
@@ -60,11 +64,12 @@ enum Place {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 26] = [
         Self::Kill,
         Self::Restart,
         Self::Zombie,
         Self::Storm,
+        Self::Starved,
         Self::Retention,
         Self::BrokerStopped,
         Self::BrokerKilled,
@@ -79,6 +84,7 @@ impl Fault {
         Self::StoreSilent,
         Self::StoreHalfOpen,
         Self::StoreErrors,
+        Self::StoreExpired,
         Self::ErrorsAfter,
         Self::Conflicts,
         Self::LostReplies,
@@ -89,7 +95,7 @@ impl Fault {
 
     fn places(self) -> &'static [Place] {
         match self {
-            Self::Kill | Self::Restart | Self::Zombie | Self::Storm => &[Place::Replicas],
+            Self::Kill | Self::Restart | Self::Zombie | Self::Storm | Self::Starved => &[Place::Replicas],
             // These ask the broker for something.
             Self::Retention => &[Place::Replicas, Place::Broker],
             Self::MorePartitions
@@ -105,9 +111,13 @@ impl Fault {
             | Self::StoreSlow
             | Self::StoreSilent
             | Self::StoreHalfOpen => &[Place::Store],
-            Self::StoreErrors | Self::ErrorsAfter | Self::Conflicts | Self::LostReplies | Self::LateLanding | Self::CutReads => {
-                &[Place::Http]
-            }
+            Self::StoreErrors
+            | Self::StoreExpired
+            | Self::ErrorsAfter
+            | Self::Conflicts
+            | Self::LostReplies
+            | Self::LateLanding
+            | Self::CutReads => &[Place::Http],
         }
     }
 
@@ -121,6 +131,8 @@ impl Fault {
             // Past the session time-out of the replicas, see the world, until others have archived what was the zombie's.
             Self::Zombie => (13_000, 16_000),
             Self::Storm => (12_000, 16_000),
+            // Past the session time-out: who is slow must not be taken for dead.
+            Self::Starved => (8_000, 12_000),
             // Well below it.
             Self::Retention => (1_500, 2_500),
             Self::Kill | Self::Restart | Self::BrokerReset | Self::StoreReset | Self::MorePartitions => (1_000, 1_000),
@@ -133,6 +145,7 @@ impl Fault {
     fn again_every(self) -> Option<u64> {
         match self {
             Self::Storm => Some(2_000),
+            Self::Starved => Some(200),
             Self::LateLanding => Some(700),
             Self::BrokerReset | Self::StoreReset => Some(400),
             _ => None,

@@ -32,6 +32,8 @@ const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(120);
 /// Some HTTP requests suffer, others get through.
 const RATE: f64 = 0.35;
 const PARTITIONS_MAX: i32 = 8;
+/// What a starved replica runs at a time; the plan says how often.
+const SLICE: Duration = Duration::from_millis(20);
 
 /// How often faults were begun, and how often they struck.
 pub type Strikes = BTreeMap<Fault, (u64, u64)>;
@@ -163,7 +165,7 @@ impl World {
                 self.archived_before_zombie = self.archived()?;
             }
             Fault::Storm => self.join_or_leave()?,
-            Fault::Retention => (0..REPLICAS).try_for_each(|place| self.freeze(place))?,
+            Fault::Retention | Fault::Starved => (0..REPLICAS).try_for_each(|place| self.freeze(place))?,
             Fault::BrokerStopped => self.kafka.stop()?,
             Fault::BrokerKilled => self.kafka.kill9()?,
             Fault::StoreStopped => self.s3.stop()?,
@@ -198,6 +200,12 @@ impl World {
     fn again(&mut self, fault: Fault) -> Result<()> {
         match fault {
             Fault::Storm => self.join_or_leave()?,
+            Fault::Starved => {
+                self.thaw()?;
+                sleep(SLICE);
+                (0..REPLICAS).try_for_each(|place| self.freeze(place))?;
+                self.strike(fault, 1);
+            }
             Fault::LateLanding => drop(self.proxy.land()),
             Fault::BrokerReset => self.strike(fault, self.to_broker.reset() as u64),
             Fault::StoreReset => self.strike(fault, self.to_store.reset() as u64),
@@ -215,6 +223,7 @@ impl World {
                 self.thaw()?;
             }
             Fault::Storm => self.extra_leaves()?,
+            Fault::Starved => self.thaw()?,
             Fault::Retention => {
                 for (partition, (_, end)) in self.admin.watermarks(self.topic)? {
                     self.admin.delete_records(self.topic, partition, end)?;
@@ -235,9 +244,12 @@ impl World {
                 self.proxy.heal();
                 drop(self.proxy.land());
             }
-            Fault::StoreErrors | Fault::ErrorsAfter | Fault::Conflicts | Fault::LostReplies | Fault::CutReads => {
-                self.proxy.heal();
-            }
+            Fault::StoreErrors
+            | Fault::StoreExpired
+            | Fault::ErrorsAfter
+            | Fault::Conflicts
+            | Fault::LostReplies
+            | Fault::CutReads => self.proxy.heal(),
             _ => {}
         }
         let struck = self.counted(fault) - self.before.remove(&fault).unwrap_or_default();
@@ -251,6 +263,7 @@ impl World {
             Fault::BrokerSlow | Fault::BrokerSilent | Fault::BrokerHalfOpen => self.to_broker.struck(),
             Fault::StoreSlow | Fault::StoreSilent | Fault::StoreHalfOpen => self.to_store.struck(),
             Fault::StoreErrors
+            | Fault::StoreExpired
             | Fault::ErrorsAfter
             | Fault::Conflicts
             | Fault::LostReplies
@@ -412,6 +425,10 @@ fn spoils(fault: Fault) -> (Which, Vec<HttpFault>) {
         Fault::StoreErrors => {
             let answers = busy.map(|(status, code)| HttpFault::instead(status, code));
             (Which::all(), answers.into_iter().chain([HttpFault::CloseBefore]).collect())
+        }
+        Fault::StoreExpired => {
+            let denied = ["ExpiredToken", "RequestTimeTooSkewed"].map(|code| HttpFault::instead(403, code));
+            (Which::all(), denied.to_vec())
         }
         Fault::ErrorsAfter => (Which::of("PUT"), busy.map(|(status, code)| HttpFault::after(status, code)).to_vec()),
         Fault::Conflicts => {

@@ -3,6 +3,7 @@
 #![allow(missing_docs, unreachable_pub, reason = "tests")]
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::PathBuf;
@@ -106,8 +107,13 @@ impl Site {
 
     /// The daemon.
     pub fn archiver(&self) -> Result<Running> {
+        self.archiver_in::<&str, &str>([])
+    }
+
+    /// The daemon, with more in its environment.
+    pub fn archiver_in<N: AsRef<OsStr>, V: AsRef<OsStr>>(&self, environment: impl IntoIterator<Item = (N, V)>) -> Result<Running> {
         let config = self.config()?;
-        self.program(&["run", "-c", &config.display().to_string()]).start()
+        self.program(&["run", "-c", &config.display().to_string()]).envs(environment).start()
     }
 
     /// A command about the archive.
