@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tapedeck_common::bus::BusError;
 use tapedeck_common::error::ErrorKind;
-use tapedeck_common::position::{LaneId, Position};
 use tapedeck_common::limits;
+use tapedeck_common::position::{LaneId, Position};
 use tapedeck_common::time::Timestamp;
 use tapedeck_sim::bus::StartAt;
 use tapedeck_sim::store::Chaos;

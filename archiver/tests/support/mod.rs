@@ -111,7 +111,10 @@ impl Site {
     }
 
     /// The daemon, with more in its environment.
-    pub fn archiver_in<N: AsRef<OsStr>, V: AsRef<OsStr>>(&self, environment: impl IntoIterator<Item = (N, V)>) -> Result<Running> {
+    pub fn archiver_in<N: AsRef<OsStr>, V: AsRef<OsStr>>(
+        &self,
+        environment: impl IntoIterator<Item = (N, V)>,
+    ) -> Result<Running> {
         let config = self.config()?;
         self.program(&["run", "-c", &config.display().to_string()]).envs(environment).start()
     }

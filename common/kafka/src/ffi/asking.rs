@@ -31,13 +31,13 @@ pub(crate) fn describe_topics<C: ClientContext>(
     wait: Duration,
 ) -> Result<Vec<TopicDescribed>, (RDKafkaErrorCode, String)> {
     let native = client.native_ptr();
-    let only_broker = only_broker(client, names, wait);
+    let broker = broker_that_answers(client, names, wait);
     let names: Vec<CString> = names.iter().filter_map(|name| CString::new(*name).ok()).collect();
     let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
     // SAFETY: options and names are made here and destroyed here, after the answer is in.
     unsafe {
         let options = admin_options(client, sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS, wait);
-        if let Some(broker) = only_broker {
+        if let Some(broker) = broker {
             sys::rd_kafka_AdminOptions_set_broker(options, broker, ptr::null_mut(), 0);
         }
         let topics = sys::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
@@ -180,14 +180,13 @@ unsafe fn listed(event: *mut sys::rd_kafka_event_t) -> Vec<PartitionOffset> {
     }
 }
 
-/// The client asks the controller, and an embedded broker never becomes one: it waits for ever. Where there is one broker
-/// only, it is asked by its number; in a cluster the controller is found as ever.
-fn only_broker<C: ClientContext>(client: &Client<C>, names: &[&str], wait: Duration) -> Option<i32> {
+/// By itself the client asks the controller, and waits for one where none is: while a cluster elects it, and for ever before
+/// embedded brokers. Every broker knows the topics, so the one that has just answered is asked.
+fn broker_that_answers<C: ClientContext>(client: &Client<C>, names: &[&str], wait: Duration) -> Option<i32> {
     let metadata = client.fetch_metadata(names.first().copied(), wait).ok()?;
-    match metadata.brokers() {
-        [only] => Some(only.id()),
-        _ => None,
-    }
+    let mut brokers = metadata.brokers().iter().map(|broker| broker.id());
+    let first = brokers.clone().next();
+    brokers.find(|id| *id == metadata.orig_broker_id()).or(first)
 }
 
 /// # Safety
