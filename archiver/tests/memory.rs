@@ -67,7 +67,7 @@ fn many_topics_stay_within_the_budget() -> Result<()> {
     let topics: Vec<_> = (0..30).map(|number| (format!("topic{number:02}"), each)).collect();
     let kafka = shared_kafka().bootstrap();
     for (topic, count) in &topics {
-        load(&kafka, topic, 2, Workload::C, *count, 2.0)?;
+        load(&kafka, topic, 2, Workload::E, *count, 2.0)?;
     }
     let peak = peak_while_archiving(&kafka, "topic", "128MiB", &topics)?;
     assert!(peak < CAP, "peak RSS {peak}");

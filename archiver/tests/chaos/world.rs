@@ -66,6 +66,9 @@ pub struct World {
     before: BTreeMap<Fault, u64>,
     /// Positions in gaps so far.
     gaps: u64,
+    /// Where each partition began when something was deleted from it. A broker that is killed soon afterwards forgets it, and what
+    /// was gone is back.
+    deleted: BTreeMap<i32, i64>,
     bad_ends: Vec<String>,
 }
 
@@ -109,6 +112,7 @@ impl World {
             archived_before_zombie: BTreeMap::new(),
             before: BTreeMap::new(),
             gaps: 0,
+            deleted: BTreeMap::new(),
             bad_ends: Vec::new(),
         };
         world.site.wait_for_rows(topic, 1)?;
@@ -227,6 +231,7 @@ impl World {
             Fault::Retention => {
                 for (partition, (_, end)) in self.admin.watermarks(self.topic)? {
                     self.admin.delete_records(self.topic, partition, end)?;
+                    self.deleted.insert(partition, end);
                 }
                 self.thaw()?;
             }
@@ -390,9 +395,13 @@ impl World {
         Ok(missing.filter(|(_, missing)| *missing > 0).collect())
     }
 
-    /// Where each partition of the bus begins.
+    /// Up to where each partition was ever deleted on the bus.
     pub fn deleted(&self) -> Result<BTreeMap<i32, i64>> {
-        Ok(self.admin.watermarks(self.topic)?.into_iter().map(|(partition, (begin, _))| (partition, begin)).collect())
+        let begins = self.admin.watermarks(self.topic)?.into_iter().map(|(partition, (begin, _))| (partition, begin));
+        let ever = |(partition, begin): (i32, i64)| {
+            (partition, self.deleted.get(&partition).map_or(begin, |deleted| begin.max(*deleted)))
+        };
+        Ok(begins.map(ever).collect())
     }
 
     /// A counter of the replicas that run, summed up.

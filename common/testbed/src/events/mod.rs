@@ -54,6 +54,8 @@ pub enum Workload {
     C,
     /// 1,024 random bytes that nothing can compress, UUID key and three headers: 1,154 bytes in all.
     D,
+    /// As A, with less JSON: 400 bytes in all.
+    E,
 }
 
 /// Makes the events of one workload.
@@ -97,6 +99,7 @@ impl Generator {
             Workload::B => maker.sized(&mut rng, 3_856),
             Workload::C => maker.small(&mut rng),
             Workload::D => maker.noise(&mut rng),
+            Workload::E => maker.sized(&mut rng, 290),
         }
     }
 
@@ -118,7 +121,7 @@ pub(crate) fn rng(seed: u64, index: u64) -> Rng {
 mod tests {
     use super::*;
 
-    const ALL: [Workload; 5] = [Workload::Orders, Workload::A, Workload::B, Workload::C, Workload::D];
+    const ALL: [Workload; 6] = [Workload::Orders, Workload::A, Workload::B, Workload::C, Workload::D, Workload::E];
 
     #[test]
     fn the_same_seed_makes_the_same_events_in_any_order() {
@@ -144,6 +147,7 @@ mod tests {
             (Workload::B, 4_000.0),
             (Workload::C, 161.0),
             (Workload::D, 1_154.0),
+            (Workload::E, 400.0),
         ] {
             let found = average(workload);
             assert!((found - bytes).abs() < bytes * 0.05, "{workload:?}: {found} for {bytes}");
