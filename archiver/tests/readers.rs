@@ -128,7 +128,24 @@ fn every_engine_reads_a_table_that_has_been_lived_in() -> Result<()> {
     site.verify(&["--deep"])?;
     let report = site.judge(&truth, lived_in::TOPIC)?;
     assert!(report.is_clean(), "{report}");
-    judge_engines(&site, lived_in::TOPIC, &truth)
+    judge_engines(&site, lived_in::TOPIC, &truth)?;
+    judge_gaps(&site)
+}
+
+/// Every engine must find in `_gaps` what the records say is lost.
+fn judge_gaps(site: &Site) -> Result<()> {
+    let gaps = site.view(lived_in::TOPIC)?.context("the table is there")?.gaps;
+    let lost: u64 = gaps.iter().map(|gap| gap.span.len()).sum();
+    let made = site.program(&["maintain", "gaps", site.url()]).run(PATIENCE)?;
+    ensure!(made.code == Some(0), "{}", made.stderr);
+    let folder = site.file("archive/_gaps").display().to_string();
+    for engine in engines() {
+        let said = script(&["gaps", engine, &folder], engine_patience(0))?;
+        let said = said.lines().last().context("a line")?;
+        println!("_gaps by {said}");
+        ensure!(said.ends_with(&format!(" {} {lost}", gaps.len())), "{said}, not {} gaps of {lost} positions", gaps.len());
+    }
+    Ok(())
 }
 
 /// Somebody lets another tool tidy up "the Delta table": its checkpoint knows nothing of our lanes' promises.

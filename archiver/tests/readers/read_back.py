@@ -1,6 +1,7 @@
 """Reads a table of an archive with an engine that knows nothing of us, and writes every event down for the test to judge.
 
 usage: read_back.py ENGINE TABLE_FOLDER OUT     an engine is a function of this file that takes a folder
+       read_back.py gaps ENGINE TABLE_FOLDER    prints how many rows `_gaps` has, and how many positions they say are lost
        read_back.py checkpoint TABLE_FOLDER     delta-rs writes a checkpoint of its own into our log
 Prints the engine, how it came to the files, and the count. Each event: partition i32, offset i64, time in ms i64, key, value,
 header count i32, then name and value of each header. A byte string is its length (i32, -1 for null) and its bytes. All little endian.
@@ -9,7 +10,8 @@ import os
 import struct
 import sys
 
-COLUMNS = ["source_partition", "source_offset", "event_time", "key", "value", "headers"]
+TIME = "event_time"
+COLUMNS = ["source_partition", "source_offset", TIME, "key", "value", "headers"]
 ROWS = 8192
 BY_LOG = "by the log"
 BY_LIST = "by the list of live files"
@@ -38,11 +40,17 @@ def write(out, partition, offset, time, key, value, headers):
         out.write(text(name) + text(data))
 
 
+def columns_with(micros):
+    """The columns, with the time in microseconds by the engine's own function."""
+    return [c if c != TIME else f"{micros}({TIME}) as {TIME}" for c in COLUMNS]
+
+
 def arrow_rows(batches):
     import pyarrow as pa
     for batch in batches:
         columns = [batch.column(name) for name in COLUMNS]
-        columns[2] = columns[2].cast(pa.int64())
+        if TIME in COLUMNS:
+            columns[COLUMNS.index(TIME)] = columns[COLUMNS.index(TIME)].cast(pa.int64())
         yield from zip(*[column.to_pylist() for column in columns])
 
 
@@ -78,16 +86,15 @@ def polars(folder):
     import polars as pl
     import pyarrow as pa
     table = pl.scan_delta(folder).select(COLUMNS).collect().to_arrow()
-    times = table.column("event_time").cast(pa.timestamp("us", "UTC"))
-    table = table.set_column(COLUMNS.index("event_time"), "event_time", times)
+    if TIME in COLUMNS:
+        table = table.set_column(COLUMNS.index(TIME), TIME, table.column(TIME).cast(pa.timestamp("us", "UTC")))
     return BY_LOG, arrow_rows(table.to_batches())
 
 
 def duckdb(folder):
     """DuckDB's own delta extension has to be downloaded from a place that not everybody reaches."""
     import duckdb as engine
-    columns = ", ".join(c if c != "event_time" else "epoch_us(event_time) as event_time" for c in COLUMNS)
-    found = engine.execute(f"select {columns} from read_parquet($1)", [live_files(folder)])
+    found = engine.execute(f"select {', '.join(columns_with('epoch_us'))} from read_parquet($1)", [live_files(folder)])
 
     def rows():
         while some := found.fetchmany(ROWS):
@@ -108,7 +115,7 @@ def chdb(folder):
     """ClickHouse. It reads only below the folder that it stands in; its strings are bytes, and as Arrow must not be taken for text."""
     import chdb as engine
     import pyarrow as pa
-    columns = ", ".join(c if c != "event_time" else "toUnixTimestamp64Micro(event_time) as event_time" for c in COLUMNS)
+    columns = ", ".join(columns_with("toUnixTimestamp64Micro"))
     os.chdir("/")
     found = engine.query(f"select {columns} from deltaLakeLocal('{folder}') settings output_format_arrow_string_as_string = 0",
                          "ArrowStream")
@@ -124,14 +131,20 @@ def spark(folder):
                .config("spark.sql.catalog.spark_catalog", "org.apache.spark.sql.delta.catalog.DeltaCatalog")
                .config("spark.sql.session.timeZone", "UTC").config("spark.ui.enabled", "false").getOrCreate())
     session.sparkContext.setLogLevel("ERROR")
-    micros = [c if c != "event_time" else "unix_micros(event_time) as event_time" for c in COLUMNS]
-    return BY_LOG, map(tuple, session.read.format("delta").load(folder).selectExpr(*micros).toLocalIterator())
+    found = session.read.format("delta").load(folder).selectExpr(*columns_with("unix_micros"))
+    return BY_LOG, map(tuple, found.toLocalIterator())
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "checkpoint":
         from deltalake import DeltaTable
         DeltaTable(sys.argv[2]).create_checkpoint()
+        sys.exit()
+    if sys.argv[1] == "gaps":
+        COLUMNS = ["from_position", "until_position"]
+        way, rows = globals()[sys.argv[2]](sys.argv[3])
+        lost = [until - since for since, until in rows]
+        print(sys.argv[2], way, len(lost), sum(lost))
         sys.exit()
     engine, folder, path = sys.argv[1:]
     # Modules of the same names as these functions are imported by them, not found beside this file.
