@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tapedeck_testbed::ports::PortPair;
 use tapedeck_testbed::{
-    Admin, FaultProxy, HttpFault, KafkaOptions, KafkaServer, Running, S3Server, SlowLink, Weather, Which, Witness,
+    Admin, FaultProxy, HttpFault, KafkaOptions, KafkaServer, Running, S3Server, SlowLink, Truth, Weather, Which, Witness,
 };
 
 use crate::plan::{Act, Fault, What};
@@ -368,7 +368,14 @@ impl World {
         let caught_up = healed.elapsed();
         let view = self.site.view(self.topic)?.context("the table is there")?;
         let yielded = self.site.yielded(&view)?;
-        let mut verdict = Verdict::of(&self.witness.truth(), &view, &yielded, &self.deleted()?);
+        let (truth, deleted) = (self.witness.truth(), self.deleted()?);
+        let mut verdict = Verdict::of(&truth, &view, &yielded, &deleted);
+        if verdict.phantom > 0 {
+            // What the producer sent twice is on the bus twice, and so it must be in the archive.
+            let (with_twins, twins) = truth.with_twins(&Truth::from_bus(&self.kafka.bootstrap(), &[self.topic])?);
+            println!("      {twins} events are on the bus a second time, unacknowledged");
+            verdict = Verdict::of(&with_twins, &view, &yielded, &deleted);
+        }
         verdict.caught_up = caught_up;
         for (partition, missing) in behind {
             verdict.note(|verdict| &mut verdict.stuck, format!("partition {partition} is {missing} positions behind"));

@@ -5,23 +5,24 @@
 //! that is away is waited for without end.
 //! Never: read messages, change the assignment.
 
+mod look;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::topic_partition_list::TopicPartitionList;
 use tapedeck_common::backoff::Backoff;
 use tapedeck_common::bus::{BusError, Located, ToLocate};
 use tapedeck_common::clock::Clock;
-use tapedeck_common::commit::GapCause;
 use tapedeck_common::error::ErrorKind;
 use tapedeck_common::position::{LaneId, Position, Span};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::{debug, info, warn};
 
+use self::look::Blank;
 use crate::config::{KafkaSettings, Start, TopicSelector};
 use crate::ffi::{LogEnd, PartitionOffset, committed_metadata, describe_topics, list_offsets};
 use crate::group::GroupContext;
@@ -87,16 +88,6 @@ impl TopicsSeen {
         }
         self.before.get_or_insert_default().extend(all);
     }
-}
-
-/// Why a look at one lane brought nothing.
-enum Blank {
-    /// Its topic or partition is gone.
-    Vanished,
-    /// Ask again later.
-    Later(String),
-    /// No use asking again.
-    Refused(BusError),
 }
 
 impl Desk {
@@ -234,29 +225,23 @@ impl Desk {
         self.poll_thread.send(Command::Named(named));
     }
 
-    /// Looks at a job's open lanes once. Answers the job if it must go on.
+    /// Looks at a job's open lanes once, at all together. Answers the job if it must go on.
     fn work(&self, mut job: Job, cluster: &Option<String>) -> Option<Job> {
         let mut vanished = Vec::new();
         let mut later: Option<String> = None;
         let mut fresh = Vec::new();
-        for lane in std::mem::take(&mut job.open) {
-            if !self.is_ours(&lane.lane) {
-                continue;
-            }
-            if later.is_some() {
-                job.open.push(lane);
-                continue;
-            }
-            match self.look(&lane) {
+        let open: Vec<ToLocate> = std::mem::take(&mut job.open).into_iter().filter(|lane| self.is_ours(&lane.lane)).collect();
+        for (lane, looked) in self.look(open) {
+            match looked {
                 Ok(Located::Beyond { .. }) if job.doubted.insert(lane.lane.clone()) => {
                     later = Some(format!("{} stands beyond the end of topic {}", lane.lane, lane.topic));
                     job.open.push(lane);
                 }
                 Ok(located) => fresh.push((lane, located)),
                 Err(Blank::Vanished) => vanished.push(lane.lane),
-                Err(Blank::Refused(error)) => {
+                Err(Blank::Refused(why)) => {
                     // The asker may have gone away; then nobody wants to know.
-                    drop(job.reply.send(Err(error)));
+                    drop(job.reply.send(Err(BusError::new(ErrorKind::Invalid, why))));
                     return None;
                 }
                 Err(Blank::Later(why)) => {
@@ -342,10 +327,11 @@ impl Desk {
         if !is_first || is_begun(&lane.lane.source) {
             return Ok(Vec::new());
         }
+        let partitions = (0..partitions as i32).filter(|partition| *partition != lane.lane.partition);
+        let other = |partition| ToLocate { lane: LaneId::new(Arc::clone(&lane.lane.source), partition), ..lane.clone() };
         let mut others = Vec::new();
-        for partition in (0..partitions as i32).filter(|partition| *partition != lane.lane.partition) {
-            let other = ToLocate { lane: LaneId::new(Arc::clone(&lane.lane.source), partition), ..lane.clone() };
-            match self.look(&other) {
+        for (other, looked) in self.look(partitions.map(other).collect()) {
+            match looked {
                 Ok(located) => others.push((other.lane, located)),
                 Err(Blank::Later(why)) => return Err(why),
                 Err(Blank::Vanished | Blank::Refused(_)) => {}
@@ -362,93 +348,10 @@ impl Desk {
     fn is_ours(&self, lane: &LaneId) -> bool {
         look_into(&self.ours).wanted.contains_key(lane)
     }
-
-    fn look(&self, lane: &ToLocate) -> Result<Located, Blank> {
-        let topic = &*lane.topic;
-        let partition = lane.lane.partition;
-        let (low, high) = self.consumer.fetch_watermarks(topic, partition, PATIENCE).map_err(|error| blank(topic, &error))?;
-        let low = Position::from_i64(low).unwrap_or_default();
-        let high = Position::from_i64(high).unwrap_or_default().max(low);
-        if let Ok(bounds) = Span::new(low, high)
-            && self.is_ours(&lane.lane)
-        {
-            look_into(&self.ours).bounds.insert(lane.lane.clone(), bounds);
-        }
-        let start = match self.settings.start {
-            _ if lane.log.is_some() || !self.start_counts_for(lane) => low,
-            Start::At(time) => self.first_since(topic, partition, time.millis_ceil())?.unwrap_or(high),
-            Start::Latest => high,
-            Start::Earliest => low,
-        };
-        Ok(place(lane.log, start, low, high))
-    }
-
-    fn first_since(&self, topic: &str, partition: i32, millis: i64) -> Result<Option<Position>, Blank> {
-        let mut list = TopicPartitionList::new();
-        list.add_partition_offset(topic, partition, Offset::Offset(millis)).map_err(|error| blank(topic, &error))?;
-        let found = self.consumer.offsets_for_times(list, PATIENCE).map_err(|error| blank(topic, &error))?;
-        let elements = found.elements();
-        let element = elements.first().ok_or_else(|| Blank::Later(format!("no offset by time for {topic}/{partition}")))?;
-        element.error().map_err(|error| blank(topic, &error))?;
-        Ok(match element.offset() {
-            Offset::Offset(offset) => Position::from_i64(offset),
-            _ => None,
-        })
-    }
 }
 
 /// Answers that are offsets; a partition that has none now is left out.
 fn by_partition(offsets: Vec<PartitionOffset>) -> BTreeMap<(String, i32), Position> {
     let known = offsets.into_iter().filter_map(|one| Some(((one.topic, one.partition), Position::from_i64(one.offset.ok()?)?)));
     known.collect()
-}
-
-fn blank(topic: &str, error: &KafkaError) -> Blank {
-    match error.rdkafka_error_code() {
-        Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownPartition) => {
-            Blank::Vanished
-        }
-        Some(RDKafkaErrorCode::TopicAuthorizationFailed) => {
-            Blank::Refused(BusError::new(ErrorKind::Invalid, format!("topic {topic}: {error}; grant Read and Describe on it")))
-        }
-        _ => Blank::Later(format!("topic {topic}: {error}")),
-    }
-}
-
-/// Compares the log's position with what the bus holds.
-fn place(log: Option<Position>, start: Position, low: Position, high: Position) -> Located {
-    match log {
-        None => Located::Start(start.max(low)),
-        Some(log) if log > high => Located::Beyond { log, bus_end: high },
-        Some(log) => match Span::new(log, low) {
-            Ok(lost) if !lost.is_empty() => Located::Gap(lost, GapCause::Retention),
-            _ => Located::Continue(log),
-        },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_lane_goes_on_where_log_and_bus_agree() {
-        let at = Position::new;
-        let span = |from, until| Span::new(at(from), at(until)).expect("forward");
-        let cases = [
-            (None, 0, 0, 9, Located::Start(at(0))),
-            (None, 9, 3, 9, Located::Start(at(9))),
-            // Retention moved on between the two questions.
-            (None, 2, 3, 9, Located::Start(at(3))),
-            (Some(5), 0, 3, 9, Located::Continue(at(5))),
-            (Some(3), 0, 3, 9, Located::Continue(at(3))),
-            (Some(9), 0, 3, 9, Located::Continue(at(9))),
-            (Some(2), 0, 3, 9, Located::Gap(span(2, 3), GapCause::Retention)),
-            (Some(0), 0, 9, 9, Located::Gap(span(0, 9), GapCause::Retention)),
-            (Some(10), 0, 3, 9, Located::Beyond { log: at(10), bus_end: at(9) }),
-        ];
-        for (log, start, low, high, located) in cases {
-            assert_eq!(place(log.map(at), at(start), at(low), at(high)), located, "{log:?} in {low}..{high}");
-        }
-    }
 }

@@ -3,7 +3,7 @@
 //! It shares no code with the judged; it knows topics, partitions, offsets and a digest of each event, 16 bytes an event and a
 //! bit. It counts every kind of fault apart, since "some events differ" helps nobody.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use anyhow::Result;
@@ -100,6 +100,22 @@ impl Truth {
             ((topic.clone(), *partition), left)
         };
         Self { lanes: self.lanes.iter().map(rest).collect() }
+    }
+
+    /// The same with what the bus shows beyond it, where that is an event of the truth once more: a producer whose broker died
+    /// before it answered sends again, and the broker may have forgotten that it has the event. Also answers how many there are.
+    #[must_use]
+    pub fn with_twins(&self, bus: &Self) -> (Self, u64) {
+        let mut all = self.clone();
+        for (name, lane) in &mut all.lanes {
+            let known: BTreeMap<i64, u64> = lane.iter().copied().collect();
+            let digests: BTreeSet<u64> = known.values().copied().collect();
+            let beyond = bus.lanes.get(name).into_iter().flatten();
+            lane.extend(beyond.filter(|(offset, digest)| !known.contains_key(offset) && digests.contains(digest)));
+            lane.sort_unstable();
+        }
+        let twins = all.len() - self.len();
+        (all, twins)
     }
 
     /// How many events there are.

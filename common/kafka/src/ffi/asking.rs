@@ -56,6 +56,8 @@ pub(crate) enum LogEnd {
     First,
     /// The offset after the last event that a reader of committed events may see now.
     Last,
+    /// The offset after the last event that is written, in a transaction that is open or not.
+    Written,
 }
 
 /// Where a partition begins or ends.
@@ -75,7 +77,7 @@ pub(crate) fn list_offsets<'p, C: ClientContext>(
 ) -> Result<Vec<PartitionOffset>, (RDKafkaErrorCode, String)> {
     let asked = match end {
         LogEnd::First => Offset::Beginning,
-        LogEnd::Last => Offset::End,
+        LogEnd::Last | LogEnd::Written => Offset::End,
     };
     let mut list = TopicPartitionList::new();
     for (topic, partition) in partitions {
@@ -90,8 +92,11 @@ pub(crate) fn list_offsets<'p, C: ClientContext>(
     // SAFETY: the list is copied by the call; the options are made here and destroyed here, after the answer is in.
     unsafe {
         let options = admin_options(client, sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTOFFSETS, wait);
-        let committed = sys::rd_kafka_IsolationLevel_t::RD_KAFKA_ISOLATION_LEVEL_READ_COMMITTED;
-        let error = sys::rd_kafka_AdminOptions_set_isolation_level(options, committed);
+        let level = match end {
+            LogEnd::Written => sys::rd_kafka_IsolationLevel_t::RD_KAFKA_ISOLATION_LEVEL_READ_UNCOMMITTED,
+            LogEnd::First | LogEnd::Last => sys::rd_kafka_IsolationLevel_t::RD_KAFKA_ISOLATION_LEVEL_READ_COMMITTED,
+        };
+        let error = sys::rd_kafka_AdminOptions_set_isolation_level(options, level);
         debug_assert!(error.is_null(), "a level that the client knows");
         let answer =
             ask(native, wait, |queue| sys::rd_kafka_ListOffsets(native, list.ptr(), options, queue), |event| listed(event));
