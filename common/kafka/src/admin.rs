@@ -31,6 +31,9 @@ pub use ranges::{Ends, TopicThere, TopicsThere};
 
 /// How long one question may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often a coordinator that is on its way is asked again, and how long after: ten seconds in all.
+const COORDINATOR_LOOKS: u32 = 40;
+const COORDINATOR_PAUSE: Duration = Duration::from_millis(250);
 
 /// A topic as the cluster describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -328,17 +331,29 @@ pub fn check_online(settings: &KafkaSettings) -> Result<OnlineReport, BusError> 
 }
 
 impl Cluster {
+    /// A cluster that has just started, or moves a coordinator, reads the groups' offsets first: that is waited for.
     fn check_group(&self, group: &str) -> Result<(), BusError> {
-        match self.consumer.fetch_group_list(Some(group), PATIENCE) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(self.failed(&format!("group {group}"), &error)),
+        let mut answer = self.consumer.fetch_group_list(Some(group), PATIENCE);
+        for _ in 0..COORDINATOR_LOOKS {
+            let code = answer.as_ref().err().and_then(KafkaError::rdkafka_error_code);
+            if !code.is_some_and(is_coordinator_on_its_way) {
+                break;
+            }
+            drop(self.consumer.poll(COORDINATOR_PAUSE));
+            answer = self.consumer.fetch_group_list(Some(group), PATIENCE);
         }
+        answer.map(drop).map_err(|error| self.failed(&format!("group {group}"), &error))
     }
 }
 
 fn is_unknown(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode as Code;
     matches!(code, Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition)
+}
+
+fn is_coordinator_on_its_way(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(code, Code::CoordinatorLoadInProgress | Code::CoordinatorNotAvailable | Code::NotCoordinator)
 }
 
 fn kind_of(code: RDKafkaErrorCode) -> ErrorKind {
