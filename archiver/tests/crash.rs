@@ -1,7 +1,8 @@
 //! kill -9 at any moment, with two replicas and producing going on: nothing is lost, nothing is doubled.
 //! `TAPEDECK_KILLS` sets how many kills. They go round the four stages of a batch; the store is reached over a link with latency,
 //! so that each stage lasts, and the dead process's last words say in which one it was. It is printed how long the archive took
-//! after each kill until all that was on the bus at the kill was in it. `TAPEDECK_STATIC=1` gives each replica a name in the
+//! after each kill until all that was on the bus at the kill was in it: with the next kill waiting for that if `TAPEDECK_APART=1`,
+//! otherwise kills overlap. `TAPEDECK_STATIC=1` gives each replica a name in the
 //! group, and the next process the name of the dead one.
 
 #![allow(clippy::disallowed_methods, reason = "real servers live in real time; the seed is printed")]
@@ -105,6 +106,12 @@ impl Resumes<'_> {
         }
     }
 
+    /// Waits until the archive is over every kill.
+    fn wait(&self) -> Result<()> {
+        let waiting = || self.waiting.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        tapedeck_testbed::wait_until("the archive to get over a kill", PATIENCE, || Ok(waiting()))
+    }
+
     fn print(&self) {
         let mut took = self.took.lock().unwrap_or_else(PoisonError::into_inner);
         took.sort();
@@ -117,6 +124,7 @@ impl Resumes<'_> {
 fn kills_at_every_stage_lose_and_double_nothing() -> Result<()> {
     let kills = number("TAPEDECK_KILLS", 8) as usize;
     let (seed, kafka) = (fastrand::u64(..), shared_kafka().bootstrap());
+    let apart = number("TAPEDECK_APART", 0) == 1;
     println!("seed {seed}, {kills} kills");
     let mut chance = fastrand::Rng::with_seed(seed);
     Admin::new(&kafka)?.create_topic("crash", 4, &[("retention.ms", "-1")])?;
@@ -151,6 +159,9 @@ fn kills_at_every_stage_lose_and_double_nothing() -> Result<()> {
                     *stages.entry(stage).or_default() += 1;
                 }
                 site.verify(&[])?;
+                if apart {
+                    resumes.wait()?;
+                }
             }
             Ok(members)
         })();
