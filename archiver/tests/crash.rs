@@ -2,8 +2,7 @@
 //! `TAPEDECK_KILLS` sets how many kills. They go round the four stages of a batch; the store is reached over a link with latency,
 //! so that each stage lasts, and the dead process's last words say in which one it was. It is printed how long the archive took
 //! after each kill until all that was on the bus at the kill was in it: with the next kill waiting for that if `TAPEDECK_APART=1`,
-//! otherwise kills overlap. `TAPEDECK_STATIC=1` gives each replica a name in the
-//! group, and the next process the name of the dead one.
+//! otherwise kills overlap. `TAPEDECK_STATIC=1` gives each replica a name in the group, and the next process that of the dead one.
 
 #![allow(clippy::disallowed_methods, reason = "real servers live in real time; the seed is printed")]
 
@@ -120,11 +119,38 @@ impl Resumes<'_> {
     }
 }
 
+/// Two replicas, one of which is killed again and again; answers those that live at the end.
+fn kill_in_turns(
+    resumes: &Resumes<'_>,
+    kills: usize,
+    chance: &mut fastrand::Rng,
+    stages: &mut BTreeMap<&'static str, usize>,
+) -> Result<Vec<Running>> {
+    let (site, apart) = (resumes.site, number("TAPEDECK_APART", 0) == 1);
+    let replica = |number: usize| site.archiver_in([("REPLICA", number.to_string())]);
+    let mut members = vec![replica(0)?, replica(1)?];
+    for kill in 0..kills {
+        let (_, words) = STAGES[kill % STAGES.len()];
+        let victim = chance.usize(0..members.len());
+        wait_for_stage(&mut members[victim], words, chance)?;
+        let ended = members.remove(victim).kill9()?;
+        resumes.killed()?;
+        members.insert(victim, replica(victim)?);
+        if let Some(stage) = stage_of(&ended.stderr) {
+            *stages.entry(stage).or_default() += 1;
+        }
+        site.verify(&[])?;
+        if apart {
+            resumes.wait()?;
+        }
+    }
+    Ok(members)
+}
+
 #[test]
 fn kills_at_every_stage_lose_and_double_nothing() -> Result<()> {
     let kills = number("TAPEDECK_KILLS", 8) as usize;
     let (seed, kafka) = (fastrand::u64(..), shared_kafka().bootstrap());
-    let apart = number("TAPEDECK_APART", 0) == 1;
     println!("seed {seed}, {kills} kills");
     let mut chance = fastrand::Rng::with_seed(seed);
     Admin::new(&kafka)?.create_topic("crash", 4, &[("retention.ms", "-1")])?;
@@ -141,33 +167,15 @@ fn kills_at_every_stage_lose_and_double_nothing() -> Result<()> {
     let (stop, sent, judged) = (AtomicBool::new(false), AtomicU64::new(0), AtomicBool::new(false));
     let (waiting, took) = (Mutex::default(), Mutex::default());
     let resumes = Resumes { site: &site, admin: Admin::new(&kafka)?, waiting, took };
-    let mut stages: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut stages = BTreeMap::new();
     std::thread::scope(|scope| -> Result<()> {
         let producer = scope.spawn(|| produce(&kafka, "crash", &stop, &sent));
         let looks = scope.spawn(|| resumes.look(&judged));
-        let replica = |number: usize| site.archiver_in([("REPLICA", number.to_string())]);
-        let result = (|| -> Result<Vec<Running>> {
-            let mut members = vec![replica(0)?, replica(1)?];
-            for kill in 0..kills {
-                let (_, words) = STAGES[kill % STAGES.len()];
-                let number = chance.usize(0..2);
-                wait_for_stage(&mut members[number], words, &mut chance)?;
-                let ended = members.remove(number).kill9()?;
-                resumes.killed()?;
-                members.insert(number, replica(number)?);
-                if let Some(stage) = stage_of(&ended.stderr) {
-                    *stages.entry(stage).or_default() += 1;
-                }
-                site.verify(&[])?;
-                if apart {
-                    resumes.wait()?;
-                }
-            }
-            Ok(members)
-        })();
+        let result = kill_in_turns(&resumes, kills, &mut chance, &mut stages);
         stop.store(true, Ordering::Relaxed);
-        producer.join().map_err(|_| anyhow::anyhow!("the producer panicked"))??;
-        let all = result.and_then(|members| {
+        // Whatever fails here, who looks on must be told.
+        let produced = producer.join().map_err(|_| anyhow::anyhow!("the producer panicked")).flatten();
+        let all = produced.and(result).and_then(|members| {
             site.wait_for_rows("crash", sent.load(Ordering::Relaxed))?;
             Ok(members)
         });

@@ -131,7 +131,7 @@ impl Fault {
             // Past the session time-out of the replicas, see the world, until others have archived what was the zombie's.
             Self::Zombie => (13_000, 16_000),
             Self::Storm => (12_000, 16_000),
-            // Past the session time-out: who is slow must not be taken for dead.
+            // Past the session time-out.
             Self::Starved => (8_000, 12_000),
             // Well below it.
             Self::Retention => (1_500, 2_500),
