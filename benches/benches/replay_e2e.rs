@@ -110,7 +110,7 @@ fn feed(out: &mut Outflow, topic: &str, reader: &SegmentReader, marked: bool) ->
                 partition: event.partition,
                 time: Some(event.time),
                 key: event.key,
-                value: event.value,
+                value: batch.shared_value(row).as_ref(),
                 headers: &headers,
                 lane: event.partition.unsigned_abs(),
                 position: event.position,

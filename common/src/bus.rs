@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 
@@ -176,8 +177,8 @@ pub struct Outgoing<'a> {
     pub time: Option<Timestamp>,
     /// The key; null and empty are different.
     pub key: Option<&'a [u8]>,
-    /// The value; null is a tombstone.
-    pub value: Option<&'a [u8]>,
+    /// The value; null is a tombstone. Shared: a bus may read it in place until the event is confirmed.
+    pub value: Option<&'a Bytes>,
     /// The headers, in order.
     pub headers: &'a [Header<'a>],
     /// The caller's number of the lane that it comes from (its index into a list of its own).

@@ -403,12 +403,13 @@ impl<'a> Replay<'a> {
         let own: usize = headers.iter().map(|(name, value)| name.len() + value.map_or(0, <[u8]>::len)).sum();
         let bytes = own + event.key.map_or(0, <[u8]>::len) + event.value.map_or(0, <[u8]>::len);
         self.text.append(&self.run.job, &route.marks, &mut headers);
+        let value = batch.shared_value(row);
         let outgoing = Outgoing {
             topic: &route.topic,
             partition: route.partition,
             time,
             key: event.key,
-            value: event.value,
+            value: value.as_ref(),
             headers: &headers,
             lane,
             position: event.position,

@@ -2,7 +2,7 @@
 //!
 //! Promises: events of a lane reach their partition in the order of the calls; a lane counts as confirmed only up to the first
 //! event that is not; an event that the bus refuses for good is named, and nothing after it counts.
-//! Never: allocate per event beyond what the client does; choose a partition or a time of its own; a thread that only waits for reports.
+//! Never: copy a value; allocate per event beyond what the client does and one small box; choose a partition or a time of its own; a thread that only waits for reports.
 
 use std::collections::VecDeque;
 use std::ffi::CString;
@@ -20,7 +20,7 @@ use tapedeck_common::position::Position;
 use tracing::debug;
 
 use crate::config::ClusterSettings;
-use crate::ffi::{RawOutgoing, Topic, produce};
+use crate::ffi::{Lent, RawOutgoing, Topic, produce};
 use crate::group::log_line;
 
 /// How a producer trades delay for cost.
@@ -35,11 +35,6 @@ impl Default for ProducerSettings {
         Self { linger_ms: 1 }
     }
 }
-
-/// Opaque numbers pack a lane and a sequence number within it.
-const SEQUENCE_BITS: u32 = 40;
-const SEQUENCE_MASK: u64 = (1 << SEQUENCE_BITS) - 1;
-const LANES_MAX: u32 = 1 << (64 - SEQUENCE_BITS);
 
 #[derive(Debug)]
 struct InFlight {
@@ -85,6 +80,7 @@ struct Track {
 }
 
 impl Track {
+    /// Answers the event's number within its lane.
     fn begin(&mut self, lane: u32, position: Position) -> u64 {
         let index = lane as usize;
         if self.lanes.len() <= index {
@@ -94,7 +90,7 @@ impl Track {
         let sequence = track.first + track.in_flight.len() as u64;
         track.in_flight.push_back(InFlight { position, confirmed: false });
         self.unreported += 1;
-        (u64::from(lane) << SEQUENCE_BITS) | (sequence & SEQUENCE_MASK)
+        sequence
     }
 
     /// The client did not take what was begun last.
@@ -137,10 +133,10 @@ impl ClientContext for Reports {
 }
 
 impl ProducerContext for Reports {
-    type DeliveryOpaque = usize;
+    type DeliveryOpaque = Box<Lent>;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
-        let (lane, sequence) = unpacked(opaque);
+    fn delivery(&self, result: &DeliveryResult<'_>, lent: Box<Lent>) {
+        let (lane, sequence) = (lent.lane as usize, lent.sequence);
         let mut track = self.track();
         track.unreported -= 1;
         match result {
@@ -163,11 +159,6 @@ impl ProducerContext for Reports {
             }
         }
     }
-}
-
-fn unpacked(opaque: usize) -> (usize, u64) {
-    let packed = opaque as u64;
-    ((packed >> SEQUENCE_BITS) as usize, packed & SEQUENCE_MASK)
 }
 
 fn kind_of(code: RDKafkaErrorCode) -> ErrorKind {
@@ -215,12 +206,9 @@ impl KafkaProducer {
         event: &Outgoing<'_>,
         headers: impl ExactSizeIterator<Item = (&'h [u8], Option<&'h [u8]>)>,
     ) -> Result<bool, BusError> {
-        if event.lane >= LANES_MAX {
-            return Err(BusError::new(ErrorKind::Bug, format!("lane {} is more than a producer can track", event.lane)));
-        }
         self.open_topic(event.topic)?;
         let (_, topic) = self.topic.as_ref().expect("opened just now");
-        let packed = {
+        let sequence = {
             let mut track = self.producer.context().track();
             if let Some(failure) = track.failure() {
                 return Err(failure);
@@ -233,7 +221,8 @@ impl KafkaProducer {
             time: millis_of(event),
             key: event.key,
             value: event.value,
-            opaque: packed as usize,
+            lane: event.lane,
+            sequence,
         };
         let Err(code) = produce(topic, &message, headers) else { return Ok(true) };
         self.producer.context().track().take_back(event.lane);
@@ -314,11 +303,8 @@ mod tests {
     #[test]
     fn a_lane_is_confirmed_up_to_the_first_hole() {
         let mut track = Track::default();
-        let opaques: Vec<u64> = [4, 6, 9].into_iter().map(|position| track.begin(3, Position::new(position))).collect();
-        let confirm = |track: &mut Track, which: usize| {
-            let (lane, sequence) = unpacked(opaques[which] as usize);
-            track.lanes[lane].confirm(sequence);
-        };
+        let sequences: Vec<u64> = [4, 6, 9].into_iter().map(|position| track.begin(3, Position::new(position))).collect();
+        let confirm = |track: &mut Track, which: usize| track.lanes[3].confirm(sequences[which]);
         confirm(&mut track, 1);
         assert!(track.confirmed().is_empty());
         confirm(&mut track, 0);
@@ -334,7 +320,7 @@ mod tests {
         track.begin(0, Position::new(1));
         track.take_back(0);
         let again = track.begin(0, Position::new(1));
-        assert_eq!((unpacked(first as usize), unpacked(again as usize)), ((0, 0), (0, 1)));
+        assert_eq!((first, again), (0, 1));
         assert_eq!(track.unreported, 2);
     }
 }

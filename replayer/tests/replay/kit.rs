@@ -363,7 +363,7 @@ impl SeededProducer {
             partition: event.partition,
             time: event.time,
             key: event.key.map(<[u8]>::to_vec),
-            value: event.value.map(<[u8]>::to_vec),
+            value: event.value.map(|value| value.to_vec()),
             headers: event
                 .headers
                 .iter()

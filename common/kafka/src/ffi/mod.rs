@@ -16,7 +16,7 @@ mod producing;
 mod reading;
 
 pub(crate) use asking::{LogEnd, PartitionOffset, committed_metadata, describe_topics, list_offsets};
-pub(crate) use producing::{RawOutgoing, Topic, produce};
+pub(crate) use producing::{Lent, RawOutgoing, Topic, produce};
 pub(crate) use reading::{RawMessage, ReadQueue, StampedBy, Waker};
 
 /// # Safety

@@ -1,9 +1,10 @@
-//! Publishing with header names that are any bytes.
+//! Publishing with header names that are any bytes, and values that are not copied.
 
 use std::ffi::{CStr, c_void};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::producer::{BaseProducer, Producer as _, ProducerContext};
 use rdkafka_sys as sys;
@@ -43,22 +44,34 @@ pub(crate) struct RawOutgoing<'a> {
     /// Milliseconds; zero lets the client take its own clock.
     pub(crate) time: i64,
     pub(crate) key: Option<&'a [u8]>,
-    pub(crate) value: Option<&'a [u8]>,
-    /// Comes back with the delivery report.
-    pub(crate) opaque: usize,
+    pub(crate) value: Option<&'a Bytes>,
+    pub(crate) lane: u32,
+    pub(crate) sequence: u64,
 }
 
-/// Queues a message; everything is copied. The delivery opaque of the producer's context must be a `usize`.
-pub(crate) fn produce<'h, C: ProducerContext<DeliveryOpaque = usize> + 'static>(
+/// What the client holds of a message and gives back with its report, when it has read the value for the last time. Of a client
+/// that ends without a report it is never given back: memory that may be read is not freed.
+#[derive(Debug)]
+pub(crate) struct Lent {
+    pub(crate) lane: u32,
+    pub(crate) sequence: u64,
+    value: Option<Bytes>,
+}
+
+/// Queues a message. The client reads the value in place, which spares the dearest copy of a replay; all else is copied.
+pub(crate) fn produce<'h, C: ProducerContext<DeliveryOpaque = Box<Lent>> + 'static>(
     topic: &Topic<C>,
     message: &RawOutgoing<'_>,
     headers: impl ExactSizeIterator<Item = (&'h [u8], Option<&'h [u8]>)>,
 ) -> Result<(), RDKafkaErrorCode> {
     let (key, key_len) = raw_parts(message.key);
-    let (value, value_len) = raw_parts(message.value);
-    // SAFETY: all pointers are valid for the call, which copies what they point to (`MSG_F_COPY`); the topic is of this client; the
-    // list of headers is ours until the client takes it over, which it does only when it answers without an error. The arguments
-    // are pairs of a kind and what that kind asks for, closed by `END`.
+    let lent = Box::new(Lent { lane: message.lane, sequence: message.sequence, value: message.value.cloned() });
+    let (value, value_len) = raw_parts(lent.value.as_deref());
+    let lent = Box::into_raw(lent);
+    // SAFETY: key and headers are valid for the call, which copies them. The value, by no flag copied, is owned by `lent` and does not
+    // move; that is the client's from here on, until the context gets it back with the report, or here if there will be none. The
+    // topic is of this client; the list of headers is ours until the client takes it over, which it does only when it answers
+    // without an error. The arguments are pairs of a kind and what that kind asks for, closed by `END`.
     unsafe {
         let list = header_list(headers);
         let code = sys::rd_kafka_producev(
@@ -68,7 +81,7 @@ pub(crate) fn produce<'h, C: ProducerContext<DeliveryOpaque = usize> + 'static>(
             sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_PARTITION,
             message.partition,
             sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_MSGFLAGS,
-            sys::RD_KAFKA_MSG_F_COPY,
+            0_i32,
             sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_VALUE,
             value,
             value_len,
@@ -76,7 +89,7 @@ pub(crate) fn produce<'h, C: ProducerContext<DeliveryOpaque = usize> + 'static>(
             key,
             key_len,
             sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_OPAQUE,
-            message.opaque as *mut c_void,
+            lent.cast::<c_void>(),
             sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_TIMESTAMP,
             message.time,
             sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_HEADERS,
@@ -89,6 +102,7 @@ pub(crate) fn produce<'h, C: ProducerContext<DeliveryOpaque = usize> + 'static>(
         if !list.is_null() {
             sys::rd_kafka_headers_destroy(list);
         }
+        drop(Box::from_raw(lent));
         Err(code.into())
     }
 }

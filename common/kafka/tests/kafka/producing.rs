@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tapedeck_common::bus::{Outgoing, Producer};
 use tapedeck_common::error::ErrorKind;
 use tapedeck_common::position::Position;
@@ -12,7 +13,7 @@ use tapedeck_testbed::{Isolation, read_all};
 
 use crate::support::{LIMIT, broker, cluster, drain, topic};
 
-fn outgoing<'a>(topic: &'a str, partition: i32, number: u64, value: &'a [u8]) -> Outgoing<'a> {
+fn outgoing<'a>(topic: &'a str, partition: i32, number: u64, value: &'a Bytes) -> Outgoing<'a> {
     let position = Position::new(number);
     Outgoing { topic, partition, time: None, key: None, value: Some(value), headers: &[], lane: partition as u32, position }
 }
@@ -24,7 +25,7 @@ async fn lanes_arrive_in_order_and_are_confirmed_to_their_last_event() {
     let padding = vec![b'x'; 2_000];
     let mut full = 0;
     for number in 0..30_000_u64 {
-        let value = [number.to_string().as_bytes(), b" ", padding.as_slice()].concat();
+        let value = Bytes::from([number.to_string().as_bytes(), b" ", padding.as_slice()].concat());
         let event = outgoing(&name, (number % 3) as i32, number, &value);
         let deadline = Instant::now() + LIMIT;
         while !producer.publish(&event).expect("sent") {
@@ -56,16 +57,16 @@ async fn lanes_arrive_in_order_and_are_confirmed_to_their_last_event() {
 async fn an_event_that_the_topic_refuses_is_named_and_nothing_after_it_counts() {
     let name = topic("refused", 1);
     let mut producer = KafkaProducer::start(&cluster(), ProducerSettings::default()).expect("a producer");
-    producer.publish(&outgoing(&name, 0, 7, b"small")).expect("sent");
+    producer.publish(&outgoing(&name, 0, 7, &Bytes::from_static(b"small"))).expect("sent");
     drain(&mut producer).await.expect("confirmed");
     let large = vec![b'x'; 3 << 20];
-    producer.publish(&outgoing(&name, 0, 8, &large)).expect("taken by the client");
+    producer.publish(&outgoing(&name, 0, 8, &Bytes::from(large))).expect("taken by the client");
     let error = drain(&mut producer).await.expect_err("the broker takes 1 MB");
     assert_eq!(error.kind(), ErrorKind::Invalid);
     for part in [name.as_str(), "partition 0", "position 8", "too large"] {
         assert!(error.to_string().to_lowercase().contains(part), "{error} lacks {part}");
     }
-    assert!(producer.confirmed().is_err() && producer.publish(&outgoing(&name, 0, 9, b"x")).is_err());
+    assert!(producer.confirmed().is_err() && producer.publish(&outgoing(&name, 0, 9, &Bytes::from_static(b"x"))).is_err());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -75,7 +76,7 @@ async fn a_topic_or_partition_that_is_not_there_is_refused() {
     let settings = ClusterSettings { client: quick, ..cluster() };
     for (topic, partition) in [(name.as_str(), 9), ("there-is-no-such-topic", 0)] {
         let mut producer = KafkaProducer::start(&settings, ProducerSettings::default()).expect("a producer");
-        let error = match producer.publish(&outgoing(topic, partition, 1, b"x")) {
+        let error = match producer.publish(&outgoing(topic, partition, 1, &Bytes::from_static(b"x"))) {
             Ok(_) => drain(&mut producer).await.expect_err("nobody takes it"),
             Err(error) => error,
         };

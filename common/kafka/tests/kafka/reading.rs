@@ -1,5 +1,6 @@
 //! What an event looks like after it was read.
 
+use bytes::Bytes;
 use tapedeck_common::budget::ByteBudget;
 use tapedeck_common::bus::{Consumer, Deliveries, Incoming, Outgoing, Producer};
 use tapedeck_common::event::{HEADER_REPLAY_JOB, PROPERTY_RAW_TIME, TimeKind};
@@ -44,8 +45,8 @@ async fn keys_values_headers_and_times_arrive_as_they_were() {
         Outgoing { topic: &name, partition: 0, time, key: None, value: None, headers: &[], lane: 0, position: Position::new(0) };
     let headers: &[(&str, Option<&[u8]>)] = &[("a", Some(b"1")), ("a", None), ("", Some(b"")), ("?", Some(b"raw")), ("é", None)];
     assert!(producer.publish(&Outgoing { key: Some(b""), value: None, ..base }).expect("sent"));
-    assert!(producer.publish(&Outgoing { key: None, value: Some(b""), ..base }).expect("sent"));
-    let odd = Outgoing { key: Some(b"\x00\xff"), value: Some(b"v"), headers, ..base };
+    assert!(producer.publish(&Outgoing { key: None, value: Some(&Bytes::new()), ..base }).expect("sent"));
+    let odd = Outgoing { key: Some(b"\x00\xff"), value: Some(&Bytes::from_static(b"v")), headers, ..base };
     assert!(producer.publish_raw(&odd, &[(3, b"n\xffm")]).expect("sent"));
     let far = Timestamp::from_millis(400_000_000_000_000).expect("fits");
     assert!(producer.publish(&Outgoing { time: Some(far), ..base }).expect("sent"));

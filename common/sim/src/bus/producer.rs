@@ -218,19 +218,21 @@ fn event_of(event: &Outgoing<'_>) -> BusEvent {
     BusEvent {
         time: event.time,
         key: event.key.map(<[u8]>::to_vec),
-        value: event.value.map(<[u8]>::to_vec),
+        value: event.value.map(|value| value.to_vec()),
         headers: event.headers.iter().map(|(name, value)| ((*name).to_owned(), value.map(<[u8]>::to_vec))).collect(),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
     use crate::clock::ManualClock;
 
     fn outgoing(lane: u32, position: u64) -> Outgoing<'static> {
-        let position = Position::new(position);
-        let (key, value) = (None, Some(&b"v"[..]));
+        static VALUE: Bytes = Bytes::from_static(b"v");
+        let (position, key, value) = (Position::new(position), None, Some(&VALUE));
         Outgoing { topic: "t", partition: lane as i32, time: None, key, value, headers: &[], lane, position }
     }
 

@@ -3,9 +3,10 @@
 //! Promise: keys, values and headers are borrowed from the decoded pages. Never: guesses; a column that was not read is
 //! asked for only by mistake, and says so.
 
-use arrow::array::{Array, AsArray, BinaryViewArray, RecordBatch, StringViewArray, StructArray};
+use arrow::array::{Array, AsArray, BinaryViewArray, ByteView, MAX_INLINE_VIEW_LEN, RecordBatch, StringViewArray, StructArray};
 use arrow::buffer::{OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType};
+use bytes::Bytes;
 use tapedeck_common::event::{Header, TimeKind};
 use tapedeck_common::{Position, Timestamp};
 
@@ -45,6 +46,8 @@ struct Payload {
     epochs: arrow::array::Int32Array,
     keys: BinaryViewArray,
     values: BinaryViewArray,
+    /// What the values' views point into.
+    shared: Vec<Bytes>,
     properties: Pairs<StringViewArray>,
 }
 
@@ -80,6 +83,7 @@ impl EventBatch {
                 epochs: required("leader_epoch")?.as_primitive::<Int32Type>().clone(),
                 keys: required("key")?.as_binary_view().clone(),
                 values: values.as_binary_view().clone(),
+                shared: values.as_binary_view().data_buffers().iter().map(|buffer| Bytes::from_owner(buffer.clone())).collect(),
                 properties: {
                     let map = required("properties")?.as_map();
                     let (names, values) = pair_columns(map.entries());
@@ -131,6 +135,21 @@ impl EventBatch {
             key: payload.keys.is_valid(row).then(|| payload.keys.value(row)),
             value: payload.values.is_valid(row).then(|| payload.values.value(row)),
         }
+    }
+
+    /// An event's value without a copy; it keeps its page in memory. Panics if only places were read.
+    pub fn shared_value(&self, row: usize) -> Option<Bytes> {
+        let Payload { values, shared, .. } = self.payload();
+        if values.is_null(row) {
+            return None;
+        }
+        let view = ByteView::from(values.views()[row]);
+        // Values this short lie in their views.
+        if view.length <= MAX_INLINE_VIEW_LEN {
+            return Some(Bytes::copy_from_slice(values.value(row)));
+        }
+        let from = view.offset as usize;
+        Some(shared[view.buffer_index as usize].slice(from..from + view.length as usize))
     }
 
     /// Replaces what is in `into` by the headers of an event, in order. Panics if headers were not read.

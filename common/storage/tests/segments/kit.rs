@@ -124,6 +124,7 @@ pub(crate) fn events_of(batch: &EventBatch) -> Vec<Event> {
     };
     let mut events: Vec<Event> = (0..batch.len()).map(event).collect();
     for (row, event) in events.iter_mut().enumerate() {
+        assert_eq!(batch.shared_value(row).as_deref(), event.value.as_deref(), "shared and borrowed are the same");
         batch.headers(row, &mut headers);
         event.headers = headers.iter().map(|(name, value)| ((*name).to_owned(), value.map(<[u8]>::to_vec))).collect();
     }
