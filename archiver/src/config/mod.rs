@@ -211,7 +211,7 @@ fn kafka_settings(path: &str, raw: RawKafka, replayed: RawReplayed, now: Timesta
     let protocol = match raw.group_protocol {
         RawGroupProtocol::Classic => GroupProtocol::Classic,
         RawGroupProtocol::Consumer => {
-            let what = "consumer is refused: with the Kafka client of this version events were skipped while members came and went \
+            let what = "consumer is refused: in tests a new member was left without partitions now and then \
                         (docs/decisions/0002); use classic";
             return Err(bad(format!("{path}.group_protocol"), what));
         }

@@ -77,8 +77,8 @@ pub struct RawKafka {
     pub brokers: Vec<String>,
     /// The consumer group. All replicas of one archiver share it; no other consumer may.
     pub group: String,
-    /// How the group shares out its partitions: `classic`. `consumer` (KIP-848) is known and refused: with the Kafka client of
-    /// this version events were skipped.
+    /// How the group shares out its partitions: `classic`. `consumer` (KIP-848) is known and refused: in tests a new member was
+    /// left without partitions now and then.
     #[serde(default)]
     pub group_protocol: RawGroupProtocol,
     /// A name of this replica that outlives the process (static membership): its partitions wait for it while it restarts,

@@ -29,7 +29,7 @@ macro_rules! with_both_protocols {
         mod kip_848 {
             use super::GroupProtocol;
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            #[ignore = "refused: with librdkafka 2.12.1 events are skipped, docs/decisions/0002; tried again with a newer one"]
+            #[ignore = "refused: a rebalance may be waited for in vain, docs/decisions/0002; tried again with a newer broker and client"]
             async fn $claim() {
                 super::$claim(GroupProtocol::Consumer).await;
             })*
@@ -337,7 +337,7 @@ async fn of_two_members_of_one_name_the_older_ends_and_says_why() {
 
 /// With the protocol of KIP-848 the younger one waits, as long as the older is there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "refused: with librdkafka 2.12.1 events are skipped, docs/decisions/0002; tried again with a newer one"]
+#[ignore = "refused: a rebalance may be waited for in vain, docs/decisions/0002; tried again with a newer broker and client"]
 async fn of_two_members_of_one_name_the_younger_waits_by_kip_848() {
     let name = topic("twins-848", 1);
     let archive = SharedArchive::default();

@@ -111,7 +111,7 @@ async fn retention_that_overtakes_a_reader_becomes_a_gap() {
         consumer,
         archive,
         lanes: [(lanes[0].lane.clone(), lanes[0].topic.clone())].into(),
-        idle: Default::default(),
+        reading: Default::default(),
         halted: Vec::new(),
         gaps: 0,
     };

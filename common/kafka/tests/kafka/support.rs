@@ -236,12 +236,21 @@ impl CommitLog for SharedArchive {
     }
 }
 
+/// How far a lane was taken in since it was last resumed, as the pipeline's batcher keeps it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Standing {
+    next: Position,
+    /// Where the bus said that it has nothing more.
+    idle: Option<Position>,
+}
+
 /// A member of a group, as the pipeline would use it: everything is committed at once.
 pub(crate) struct Member {
     pub consumer: KafkaConsumer,
     pub archive: SharedArchive,
     pub lanes: BTreeMap<LaneId, Arc<str>>,
-    pub idle: BTreeMap<LaneId, Position>,
+    /// Lanes that are being read. One whose step turned out stale is not, until it is resumed: what still comes is dropped.
+    pub reading: BTreeMap<LaneId, Standing>,
     pub halted: Vec<(LaneId, BusError)>,
     pub gaps: usize,
 }
@@ -253,7 +262,7 @@ impl Member {
 
     pub(crate) fn join_within(settings: KafkaSettings, archive: &SharedArchive, budget: &ByteBudget) -> Self {
         let consumer = consumer(settings, budget);
-        Self { consumer, archive: archive.clone(), lanes: BTreeMap::new(), idle: BTreeMap::new(), halted: Vec::new(), gaps: 0 }
+        Self { consumer, archive: archive.clone(), lanes: BTreeMap::new(), reading: BTreeMap::new(), halted: Vec::new(), gaps: 0 }
     }
 
     pub(crate) async fn take(&mut self, incoming: Incoming) {
@@ -267,17 +276,22 @@ impl Member {
                 self.lanes.extend(lanes.iter().map(|lane| (lane.lane.clone(), Arc::clone(&lane.topic))));
                 self.look_up(lanes.into_iter().map(|lane| lane.lane).collect()).await;
             }
-            Incoming::Revoking(lanes, _) | Incoming::Lost(lanes) => self.lanes.retain(|lane, _| !lanes.contains(lane)),
-            Incoming::Idle(lanes) => self.idle.extend(lanes),
+            Incoming::Revoking(lanes, _) | Incoming::Lost(lanes) => {
+                self.lanes.retain(|lane, _| !lanes.contains(lane));
+                self.reading.retain(|lane, _| !lanes.contains(lane));
+            }
+            Incoming::Idle(lanes) => {
+                for (lane, end) in lanes {
+                    self.reading.entry(lane).and_modify(|standing| standing.idle = Some(end));
+                }
+            }
             Incoming::Halted(lane, error) => self.halted.push((lane, error)),
             Incoming::Ends(..) => {}
         }
     }
 
     async fn commit(&mut self, run: Deliveries) {
-        if !self.lanes.contains_key(&run.lane) {
-            return;
-        }
+        let Some(Standing { next, idle }) = self.reading.get(&run.lane).copied() else { return };
         let value = |row| String::from_utf8_lossy(run.events.values.get(row).unwrap_or_default()).into_owned();
         let rows: Vec<Row> = (0..run.events.len())
             .map(|row| Row { lane: run.lane.clone(), offset: run.events.positions[row], value: value(row) })
@@ -285,20 +299,14 @@ impl Member {
         let offsets: Vec<i64> = run.events.positions.clone();
         assert!(offsets.is_sorted(), "positions grow");
         assert!(offsets.iter().all(|offset| run.span.contains(Position::new(*offset as u64))), "events lie in the span");
-        let stands = self.archive.look(|archive| archive.positions.get(&run.lane).copied());
         // A run begins where the one before ended, or where the bus said it had nothing more.
-        let idle = self.idle.get(&run.lane).copied();
-        assert!(
-            stands == Some(run.span.from()) || idle == Some(run.span.from()) || stands > Some(run.span.from()),
-            "{}: stands at {stands:?}, idle at {idle:?}, run {}",
-            run.lane,
-            run.span
-        );
-        let from = stands.filter(|_| idle == Some(run.span.from())).unwrap_or(run.span.from());
-        let span = Span::empty_at(from).stretched_to(run.span.until());
+        let from = run.span.from();
+        assert!(from == next || idle == Some(from), "{}: stands at {next}, idle at {idle:?}, run {}", run.lane, run.span);
+        let span = Span::empty_at(next).stretched_to(run.span.until());
+        self.reading.insert(run.lane.clone(), Standing { next: span.until(), idle: None });
         let advance = Advance {
             lane: run.lane.clone(),
-            expected: Some(from),
+            expected: Some(next),
             span,
             rows: rows.len() as u64,
             skipped: run.skipped,
@@ -306,7 +314,10 @@ impl Member {
         };
         match self.archive.append(advance, rows).await {
             Appended::Committed(receipt) => self.acknowledge(&receipt).await,
-            Appended::Stale(_) => self.look_up(vec![run.lane]).await,
+            Appended::Stale(_) => {
+                self.reading.remove(&run.lane);
+                self.look_up(vec![run.lane]).await;
+            }
         }
     }
 
@@ -346,7 +357,7 @@ impl Member {
                 );
                 open.push(lane);
             }
-            self.idle.retain(|lane, _| resume.iter().all(|(resumed, _)| resumed != lane));
+            self.reading.extend(resume.iter().map(|(lane, next)| (lane.clone(), Standing { next: *next, idle: None })));
             self.consumer.resume(resume).await.expect("resumed");
         }
     }
