@@ -31,7 +31,7 @@ pub use ranges::{Ends, TopicThere, TopicsThere};
 
 /// How long one question may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often a coordinator that is on its way is asked again, and how long after: ten seconds in all.
+/// How often a coordinator that is on its way is asked again, and after which pause: ten seconds of them.
 const COORDINATOR_LOOKS: u32 = 40;
 const COORDINATOR_PAUSE: Duration = Duration::from_millis(250);
 

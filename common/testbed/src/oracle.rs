@@ -323,6 +323,19 @@ mod tests {
     }
 
     #[test]
+    fn only_what_the_bus_has_twice_may_be_there_twice() {
+        let mut bus = truth();
+        bus.add("orders", 0, 5, 103);
+        bus.add("orders", 0, 6, 999);
+        let (with_twins, twins) = truth().with_twins(&bus);
+        // 999 is no event of the truth, and 8 is not on the bus.
+        let yielded = [("orders", 0, 5, 103), ("orders", 0, 6, 999), ("orders", 0, 8, 103)];
+        let report = with_twins.compare(all().into_iter().chain(yielded));
+        assert_eq!((twins, faults(&report)), (1, [0, 0, 2, 0, 0]), "{report}");
+        assert_eq!(with_twins.compare(all()).lost, 1);
+    }
+
+    #[test]
     fn a_whole_archive_is_clean() {
         let report = truth().compare(all());
         assert!(report.is_clean(), "{report}");

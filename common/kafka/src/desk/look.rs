@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList, TopicPartitionListElem};
 use tapedeck_common::bus::{Located, ToLocate};
 use tapedeck_common::commit::GapCause;
 use tapedeck_common::position::{Position, Span};
@@ -14,7 +14,7 @@ use tapedeck_common::time::Timestamp;
 
 use super::{Desk, PATIENCE};
 use crate::config::Start;
-use crate::ffi::{LogEnd, list_offsets};
+use crate::ffi::{LogEnd, PartitionOffset, list_offsets};
 use crate::lanes::look_into;
 
 /// Why a look at one lane brought nothing.
@@ -31,19 +31,25 @@ pub(super) enum Blank {
 /// What the brokers say of partitions, by topic and number.
 type Offsets = BTreeMap<(String, i32), Result<Position, RDKafkaErrorCode>>;
 
+/// Asked in this order: an end that is older than the search by time hides no event from it.
+struct Answers {
+    firsts: Offsets,
+    ends: Offsets,
+    starts: Offsets,
+}
+
 impl Desk {
     /// Where each of these lanes can go on.
     pub(super) fn look(&self, lanes: Vec<ToLocate>) -> Vec<(ToLocate, Result<Located, Blank>)> {
-        let ask = |end| self.ends_of(&lanes, end);
-        let asked = ask(LogEnd::First).and_then(|firsts| Ok((firsts, ask(LogEnd::Written)?)));
-        let asked = asked.and_then(|(firsts, ends)| Ok((firsts, ends, self.first_since(&lanes)?)));
+        let asked = self.ask_for_all(&lanes);
         let mut topics = BTreeMap::new();
+        let mut away = false;
         let one = |lane: ToLocate| {
             let looked = match &asked {
-                Ok((firsts, ends, starts)) => self.place(&lane, firsts, ends, starts),
-                // It may be for another lane that there is no answer, or since the whole topic is gone.
+                Ok(answers) => self.place(&lane, answers),
                 Err(text) => {
-                    Err(topics.entry(Arc::clone(&lane.topic)).or_insert_with_key(|topic| self.ask_for(topic, text)).clone())
+                    let of_topic = || self.ask_for_topic(&lane.topic, text, &mut away);
+                    Err(topics.entry(Arc::clone(&lane.topic)).or_insert_with(of_topic).clone())
                 }
             };
             (lane, looked)
@@ -51,40 +57,48 @@ impl Desk {
         lanes.into_iter().map(one).collect()
     }
 
-    /// Why there may be no answer for a topic.
-    fn ask_for(&self, topic: &str, text: &str) -> Blank {
-        let metadata = self.consumer.fetch_metadata(Some(topic), PATIENCE);
-        let error = metadata.ok().and_then(|metadata| metadata.topics().first()?.error());
+    fn ask_for_all(&self, lanes: &[ToLocate]) -> Result<Answers, String> {
+        let firsts = self.ends_of(lanes, LogEnd::First)?;
+        let ends = self.ends_of(lanes, LogEnd::Written)?;
+        let starts = self.first_since(lanes, &ends)?;
+        Ok(Answers { firsts, ends, starts })
+    }
+
+    /// Why there may be no answer for a topic: the whole of it is gone, or it is another lane for which there is none. Brokers that
+    /// do not answer this either are `away`, and are not asked for each further topic.
+    fn ask_for_topic(&self, topic: &str, text: &str, away: &mut bool) -> Blank {
+        let metadata = if *away { None } else { self.consumer.fetch_metadata(Some(topic), PATIENCE).ok() };
+        *away = metadata.is_none();
+        let error = metadata.and_then(|metadata| metadata.topics().first()?.error());
         blank(topic, error.map(RDKafkaErrorCode::from), text)
     }
 
+    /// What is no offset counts as no answer.
     fn ends_of(&self, lanes: &[ToLocate], end: LogEnd) -> Result<Offsets, String> {
         let partitions = lanes.iter().map(|lane| (&*lane.topic, lane.lane.partition));
         let listed = list_offsets(self.consumer.client(), partitions, end, PATIENCE).map_err(|(_, text)| text)?;
-        let position = |offset: Result<i64, _>| offset.map(|offset| Position::from_i64(offset).unwrap_or_default());
-        Ok(listed.into_iter().map(|one| ((one.topic, one.partition), position(one.offset))).collect())
+        let one = |one: PartitionOffset| {
+            let position = one.offset.map(Position::from_i64).transpose()?;
+            Some(((one.topic, one.partition), position))
+        };
+        Ok(listed.into_iter().filter_map(one).collect())
     }
 
-    fn place(&self, lane: &ToLocate, firsts: &Offsets, ends: &Offsets, starts: &Offsets) -> Result<Located, Blank> {
-        let place_of_it = (lane.topic.to_string(), lane.lane.partition);
-        let of = |offsets: &Offsets| match offsets.get(&place_of_it) {
+    fn place(&self, lane: &ToLocate, answers: &Answers) -> Result<Located, Blank> {
+        let of = |offsets: &Offsets| match offsets.get(&(lane.topic.to_string(), lane.lane.partition)) {
             Some(Ok(position)) => Ok(*position),
             Some(Err(code)) => Err(blank(&lane.topic, Some(*code), code)),
             None => Err(Blank::Later(format!("topic {}: no answer for partition {}", lane.topic, lane.lane.partition))),
         };
-        let low = of(firsts)?;
-        let high = of(ends)?.max(low);
+        let low = of(&answers.firsts)?;
+        let high = of(&answers.ends)?.max(low);
         if let Ok(bounds) = Span::new(low, high)
             && self.is_ours(&lane.lane)
         {
             look_into(&self.ours).bounds.insert(lane.lane.clone(), bounds);
         }
         let start = match self.settings.start {
-            Start::At(_) if self.start_matters(lane) => match starts.get(&place_of_it) {
-                // No event is that young.
-                None => high,
-                Some(_) => of(starts)?,
-            },
+            Start::At(_) if self.start_matters(lane) => of(&answers.starts)?,
             Start::Latest if self.start_matters(lane) => high,
             _ => low,
         };
@@ -95,8 +109,8 @@ impl Desk {
         lane.log.is_none() && self.start_counts_for(lane)
     }
 
-    /// The first event since the configured time, for the lanes that begin with it; nothing for those that have none.
-    fn first_since(&self, lanes: &[ToLocate]) -> Result<Offsets, String> {
+    /// The first event since the configured time, for the lanes that begin with it; their end where no event is that young.
+    fn first_since(&self, lanes: &[ToLocate], ends: &Offsets) -> Result<Offsets, String> {
         let Start::At(time) = self.settings.start else { return Ok(Offsets::new()) };
         let failed = |error: KafkaError| error.to_string();
         let list = times_of(lanes.iter().filter(|lane| self.start_matters(lane)), time).map_err(failed)?;
@@ -104,13 +118,15 @@ impl Desk {
             return Ok(Offsets::new());
         }
         let found = self.consumer.offsets_for_times(list, PATIENCE).map_err(failed)?;
-        let one = |element: rdkafka::topic_partition_list::TopicPartitionListElem<'_>| {
+        let one = |element: TopicPartitionListElem<'_>| {
+            let place = (element.topic().to_owned(), element.partition());
             let position = match (element.error(), element.offset()) {
                 (Err(error), _) => Err(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)),
                 (Ok(()), Offset::Offset(offset)) => Ok(Position::from_i64(offset)?),
+                (Ok(()), Offset::End) => *ends.get(&place)?,
                 (Ok(()), _) => return None,
             };
-            Some(((element.topic().to_owned(), element.partition()), position))
+            Some((place, position))
         };
         Ok(found.elements().into_iter().filter_map(one).collect())
     }
