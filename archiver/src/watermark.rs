@@ -2,7 +2,7 @@
 //! the archive, everything that the bus held at the moment of the question is. Pure: no clock, no bus.
 //!
 //! Promises: the watermark never passes an event that the bus held and the archive does not; it stands still while the bus can
-//! not be asked.
+//! not be asked; a clock that was ahead takes it back with it once it is right again.
 
 use std::collections::VecDeque;
 
@@ -23,8 +23,11 @@ pub struct Watermark {
 impl Watermark {
     /// Asked at `asked`, the bus ended at `end`.
     pub fn bus_ended(&mut self, end: Position, asked: Timestamp) {
+        // Earlier questions with later moments were asked by a clock that was ahead: those moments had not come yet.
+        self.reached = self.reached.map(|reached| reached.min(asked));
+        self.waiting.iter_mut().for_each(|(_, moment)| *moment = asked.min(*moment));
         if let Some(last) = self.waiting.back_mut().filter(|last| last.0 == end) {
-            last.1 = asked.max(last.1);
+            last.1 = asked;
             return;
         }
         if self.waiting.len() == WAITING_MAX {
@@ -79,6 +82,21 @@ mod tests {
             mark.archived(Position::new(5));
             assert_eq!(mark.get(), Some(at(asked)));
         }
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_takes_the_watermark_back_with_it() {
+        let mut mark = Watermark::default();
+        for (end, asked) in [(10, 5_000), (20, 5_001), (20, 3)] {
+            mark.bus_ended(Position::new(end), at(asked));
+            mark.archived(Position::new(10));
+        }
+        assert_eq!(mark.get(), Some(at(3)));
+        mark.archived(Position::new(20));
+        assert_eq!(mark.get(), Some(at(3)), "what waited was asked by the wrong clock too");
+        mark.bus_ended(Position::new(20), at(5));
+        mark.archived(Position::new(20));
+        assert_eq!(mark.get(), Some(at(5)));
     }
 
     #[test]

@@ -9,14 +9,11 @@ use std::time::Duration;
 
 use tapedeck_common::Clock;
 use tapedeck_common::error::report;
-use tapedeck_storage::pins::{self, Pin};
+use tapedeck_storage::pins::{self, PINNED_FOR, Pin};
 use tapedeck_storage::store::Store;
 use tracing::warn;
 
 use crate::plan::Plan;
-
-/// How long a pin is good for: a job that was paused is resumed within a day, or planned again.
-pub const PINNED_FOR: Duration = Duration::from_secs(24 * 3600);
 
 /// How often it is renewed, and how soon it is tried again.
 const RENEW_EVERY: Duration = Duration::from_secs(600);

@@ -1,12 +1,12 @@
 //! Takes whole hours out of a table, by their age.
-//! Promise: an hour leaves in one record, or not at all; its files stay for the readers' grace, until the sweep. Only the segments
-//! of one record are held at a time.
+//! Promises: an hour leaves in one record, or not at all; its files stay for the readers' grace, until the sweep; a clock that is
+//! ahead, ours or the store's, takes no hour out before its time. Only the segments of one record are held at a time.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tapedeck_common::Window;
 use tapedeck_common::commit::SegmentRef;
+use tapedeck_common::{Timestamp, Window};
 use tapedeck_storage::log::TableView;
 use tapedeck_storage::log::rewrite::Rewrite;
 
@@ -30,7 +30,8 @@ pub struct Expired {
 impl Keeper {
     /// Takes out all hours that have been over for `keep`. With `dry_run` it only says what it would take.
     pub async fn expire(&mut self, keep: Duration, dry_run: bool) -> Result<Expired, MaintainError> {
-        let hours = self.expired_hours(keep).await?;
+        let now = self.clock.now().min(self.store_time().await?);
+        let hours = self.expired_hours(keep, now).await?;
         if dry_run {
             return Ok(Expired { hours: hours.len() as u64, segments: hours.values().sum(), refused: 0 });
         }
@@ -38,7 +39,7 @@ impl Keeper {
         for (first, last) in bunches(&hours, SEGMENTS_PER_RECORD) {
             let view = self.hours(first, last).await?;
             let live = view.segments.iter().map(|live| &live.segment);
-            let mut leaving = expired(live, self.clock.now(), keep);
+            let mut leaving = expired(live, now, keep);
             leaving.retain(|hour, _| (first..=last).contains(hour));
             let in_record = leaving.len() as u64;
             let paths: Vec<String> = leaving.into_values().flatten().collect();
@@ -58,8 +59,8 @@ impl Keeper {
     }
 
     /// The hours that have been over for `keep`, with the number of their segments.
-    async fn expired_hours(&mut self, keep: Duration) -> Result<BTreeMap<Window, u64>, MaintainError> {
-        let (version, now) = (self.log.catch_up().await?, self.clock.now());
+    async fn expired_hours(&mut self, keep: Duration, now: Timestamp) -> Result<BTreeMap<Window, u64>, MaintainError> {
+        let version = self.log.catch_up().await?;
         let add = |hours: &mut BTreeMap<Window, u64>, segment: &SegmentRef| {
             if is_over(segment.window, now, keep) {
                 *hours.entry(segment.window).or_default() += 1;

@@ -51,6 +51,8 @@ pub enum Fault {
     /// Answers that end early.
     CutReads,
     MorePartitions,
+    /// The wall clocks of the replicas jump, each by itself, and go on jumping.
+    Clocks,
 }
 
 /// Where faults happen; one at a time at each.
@@ -60,11 +62,12 @@ enum Place {
     Broker,
     Store,
     Http,
+    Clock,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::Kill,
         Self::Restart,
         Self::Zombie,
@@ -91,6 +94,7 @@ impl Fault {
         Self::LateLanding,
         Self::CutReads,
         Self::MorePartitions,
+        Self::Clocks,
     ];
 
     fn places(self) -> &'static [Place] {
@@ -118,6 +122,7 @@ impl Fault {
             | Self::LostReplies
             | Self::LateLanding
             | Self::CutReads => &[Place::Http],
+            Self::Clocks => &[Place::Clock],
         }
     }
 
@@ -146,6 +151,7 @@ impl Fault {
         match self {
             Self::Storm => Some(2_000),
             Self::Starved => Some(200),
+            Self::Clocks => Some(1_500),
             Self::LateLanding => Some(700),
             Self::BrokerReset | Self::StoreReset => Some(400),
             _ => None,

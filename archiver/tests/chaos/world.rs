@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tapedeck_testbed::ports::PortPair;
 use tapedeck_testbed::{
-    Admin, FaultProxy, HttpFault, KafkaOptions, KafkaServer, Running, S3Server, SlowLink, Truth, Weather, Which, Witness,
+    Admin, FaultProxy, HttpFault, KafkaOptions, KafkaServer, Running, S3Server, SlowLink, Truth, WallClock, Weather, Which,
+    Witness,
 };
 
 use crate::plan::{Act, Fault, What};
@@ -35,6 +36,12 @@ const PARTITIONS_MAX: i32 = 8;
 /// What a starved replica runs at a time; the plan says how often.
 const SLICE: Duration = Duration::from_millis(20);
 
+/// Replicas go by one of these in turn.
+const CLOCKS: usize = 2;
+/// A jump is as often of minutes, which the store still takes in a signature, as of hours, which it refuses.
+const MINUTES_MAX: i64 = 14;
+const HOURS_MAX: i64 = 48;
+
 /// How often faults were begun, and how often they struck.
 pub type Strikes = BTreeMap<Fault, (u64, u64)>;
 
@@ -57,6 +64,9 @@ pub struct World {
     to_store: SlowLink,
     to_broker: SlowLink,
     _door: PortPair,
+    clocks: Vec<WallClock>,
+    /// Replicas so far.
+    started: usize,
     chance: fastrand::Rng,
     /// Frozen replicas, by their place.
     frozen: Vec<usize>,
@@ -89,10 +99,10 @@ impl World {
         let mut site = Site::on_s3(&s3, topic)?.source("main", &to_broker.address().to_string(), topic, &[topic], CLIENT);
         site.daemon_endpoint = Some(format!("http://{}", to_store.address()));
         site.settings.push_str(&format!("shutdown: {{ grace: {}s }}\n", GRACE.as_secs()));
-        let replicas = (0..REPLICAS).map(|_| site.archiver()).collect::<Result<_>>()?;
+        let clocks = (0..CLOCKS).map(|_| WallClock::new()).collect::<Result<Vec<_>>>()?;
         let witness = Witness::start(&kafka.bootstrap(), topic, seed)?;
-        let world = Self {
-            replicas,
+        let mut world = Self {
+            replicas: Vec::new(),
             extra: None,
             leaving: Vec::new(),
             witness,
@@ -107,6 +117,8 @@ impl World {
             to_store,
             to_broker,
             _door: door,
+            clocks,
+            started: 0,
             chance: fastrand::Rng::with_seed(seed),
             frozen: Vec::new(),
             archived_before_zombie: BTreeMap::new(),
@@ -115,8 +127,15 @@ impl World {
             deleted: BTreeMap::new(),
             bad_ends: Vec::new(),
         };
+        world.replicas = (0..REPLICAS).map(|_| world.replica()).collect::<Result<_>>()?;
         world.site.wait_for_rows(topic, 1)?;
         Ok(world)
+    }
+
+    /// One more replica.
+    fn replica(&mut self) -> Result<Running> {
+        self.started += 1;
+        self.site.archiver_in(self.clocks[self.started % CLOCKS].environment())
     }
 
     /// Plays a round, heals, waits until all is archived, and judges.
@@ -153,12 +172,12 @@ impl World {
     fn begin(&mut self, fault: Fault) -> Result<()> {
         match fault {
             Fault::Kill => {
-                let (place, new) = (self.chance.usize(0..REPLICAS), self.site.archiver()?);
+                let (place, new) = (self.chance.usize(0..REPLICAS), self.replica()?);
                 std::mem::replace(&mut self.replicas[place], new).kill9()?;
                 self.strike(fault, 1);
             }
             Fault::Restart => {
-                let (place, new) = (self.chance.usize(0..REPLICAS), self.site.archiver()?);
+                let (place, new) = (self.chance.usize(0..REPLICAS), self.replica()?);
                 let old = std::mem::replace(&mut self.replicas[place], new);
                 self.leave(old)?;
                 self.strike(fault, 1);
@@ -174,7 +193,7 @@ impl World {
             Fault::BrokerKilled => self.kafka.kill9()?,
             Fault::StoreStopped => self.s3.stop()?,
             Fault::StoreKilled => self.s3.kill9()?,
-            Fault::BrokerReset | Fault::StoreReset => self.again(fault)?,
+            Fault::BrokerReset | Fault::StoreReset | Fault::Clocks => self.again(fault)?,
             // What these connections swallow is counted by the link.
             Fault::BrokerHalfOpen => {
                 self.to_broker.half_open();
@@ -210,6 +229,7 @@ impl World {
                 (0..REPLICAS).try_for_each(|place| self.freeze(place))?;
                 self.strike(fault, 1);
             }
+            Fault::Clocks => self.jump()?,
             Fault::LateLanding => drop(self.proxy.land()),
             Fault::BrokerReset => self.strike(fault, self.to_broker.reset() as u64),
             Fault::StoreReset => self.strike(fault, self.to_store.reset() as u64),
@@ -228,6 +248,7 @@ impl World {
             }
             Fault::Storm => self.extra_leaves()?,
             Fault::Starved => self.thaw()?,
+            Fault::Clocks => self.set_clocks_right()?,
             Fault::Retention => {
                 for (partition, (_, end)) in self.admin.watermarks(self.topic)? {
                     self.admin.delete_records(self.topic, partition, end)?;
@@ -267,6 +288,7 @@ impl World {
         match fault {
             Fault::BrokerSlow | Fault::BrokerSilent | Fault::BrokerHalfOpen => self.to_broker.struck(),
             Fault::StoreSlow | Fault::StoreSilent | Fault::StoreHalfOpen => self.to_store.struck(),
+            Fault::Clocks => self.clocks.iter().map(WallClock::struck).sum(),
             Fault::StoreErrors
             | Fault::StoreExpired
             | Fault::ErrorsAfter
@@ -292,6 +314,22 @@ impl World {
         self.frozen.drain(..).try_for_each(|place| self.replicas[place].thaw())
     }
 
+    fn jump(&mut self) -> Result<()> {
+        for clock in &self.clocks {
+            let minutes = if self.chance.bool() {
+                self.chance.i64(-MINUTES_MAX..=MINUTES_MAX)
+            } else {
+                60 * self.chance.i64(-HOURS_MAX..=HOURS_MAX)
+            };
+            clock.set(minutes * 60_000)?;
+        }
+        Ok(())
+    }
+
+    fn set_clocks_right(&self) -> Result<()> {
+        self.clocks.iter().try_for_each(|clock| clock.set(0))
+    }
+
     fn leave(&mut self, replica: Running) -> Result<()> {
         replica.terminate()?;
         self.leaving.push((replica, Instant::now()));
@@ -303,7 +341,7 @@ impl World {
         if self.extra.is_some() {
             return self.extra_leaves();
         }
-        self.extra = Some(self.site.archiver()?);
+        self.extra = Some(self.replica()?);
         self.strike(Fault::Storm, 1);
         Ok(())
     }
@@ -320,10 +358,10 @@ impl World {
 
     /// Looks after the replicas: none may end by itself, and those that were told to must in time.
     fn tend(&mut self) -> Result<()> {
-        for replica in &mut self.replicas {
-            if let Err(error) = replica.must_run() {
+        for place in 0..self.replicas.len() {
+            if let Err(error) = self.replicas[place].must_run() {
                 self.bad_ends.push(format!("a replica {error}"));
-                *replica = self.site.archiver()?;
+                self.replicas[place] = self.replica()?;
             }
         }
         for (mut replica, told) in std::mem::take(&mut self.leaving) {
@@ -343,6 +381,7 @@ impl World {
     fn heal(&mut self) -> Result<()> {
         self.thaw()?;
         self.extra_leaves()?;
+        self.set_clocks_right()?;
         self.to_broker.heal();
         self.to_store.heal();
         self.proxy.heal();

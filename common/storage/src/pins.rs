@@ -1,7 +1,10 @@
 //! Pins: a replay in progress says that it reads a version of a table, so that no sweep deletes what was removed since.
 //!
 //! Promises: a pin that ran out binds nobody, so a replay that died holds nothing for ever; one that can not be read holds, since
-//! deleting is the one thing that no one can undo. Never: keeps anybody from committing.
+//! deleting is the one thing that no one can undo; so does one that was written of late by the store's clock, however far behind
+//! the holder's may be. Never: keeps anybody from committing.
+
+use std::time::Duration;
 
 use futures::TryStreamExt;
 use object_store::path::Path;
@@ -23,6 +26,9 @@ pub struct Pin {
     pub expires_ms: i64,
 }
 
+/// How long a pin is good for: a job that was paused is resumed within a day, or planned again.
+pub const PINNED_FOR: Duration = Duration::from_secs(24 * 3600);
+
 /// Clocks of pods may differ by so much.
 const CLOCKS_DIFFER_MS: i64 = 3_600_000;
 
@@ -43,7 +49,7 @@ pub async fn release(store: &Store, holder: &str) -> Result<(), StoreError> {
     }
 }
 
-/// True if some pin that has not run out by `now` holds the table.
+/// True if some pin that has not run out by `now`, the store's time, holds the table.
 pub async fn holds(store: &Store, table: &str, now: Timestamp) -> Result<bool, StoreError> {
     let folder = Path::from("_archive/pins");
     let failed = |error| StoreError::request(format!("cannot list {folder}"), error);
@@ -51,8 +57,9 @@ pub async fn holds(store: &Store, table: &str, now: Timestamp) -> Result<bool, S
     while let Some(object) = listed.try_next().await.map_err(failed)? {
         match read(store, &object.location).await {
             Ok(Some(pin)) => {
+                let written = Timestamp::from_micros(object.last_modified.timestamp_micros());
                 let live = pin.expires_ms.saturating_add(CLOCKS_DIFFER_MS) > now.millis_floor();
-                if live && pin.tables.contains_key(table) {
+                if (live || written + PINNED_FOR > now) && pin.tables.contains_key(table) {
                     return Ok(true);
                 }
             }

@@ -27,6 +27,7 @@ pub mod s3_server;
 mod scripted;
 pub mod slow_link;
 mod wait;
+pub mod wall_clock;
 pub mod witness;
 
 pub use admin::Admin;
@@ -44,4 +45,5 @@ pub use rgw_server::{RgwKind, RgwServer};
 pub use s3_server::{S3Server, shared_s3};
 pub use slow_link::{SlowLink, Weather};
 pub use wait::wait_until;
+pub use wall_clock::WallClock;
 pub use witness::Witness;
