@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tapedeck_common::budget::ByteBudget;
-use tapedeck_common::bus::{Answer, BusError, Consumer, Incoming, Located, ToLocate};
+use tapedeck_common::bus::{Answer, BusError, Consumer, Deliveries, Incoming, Located, ToLocate};
 use tapedeck_common::clock::Clock;
 use tapedeck_common::columns::ColumnsPool;
 use tapedeck_common::commit::Receipt;
@@ -26,9 +26,9 @@ use tracing::{debug, warn};
 use crate::config::{KafkaSettings, SettingsError, TopicSelector};
 use crate::counters::KafkaCounters;
 use crate::desk::{Ask, Desk, TopicsSeen};
-use crate::ffi::ReadQueue;
+use crate::ffi::{ReadQueue, set_last_epoch};
 use crate::group::GroupContext;
-use crate::lanes::{Lanes, Ours, look_into};
+use crate::lanes::{Epochs, Lanes, Ours, look_into};
 use crate::poll_thread::{Alarm, Command, Parts, Passed, PollThread, ToPollThread};
 
 /// Reads that wait to be taken over; their memory is reserved.
@@ -48,6 +48,7 @@ impl From<SettingsError> for BusError {
 struct Known {
     topic: Arc<str>,
     generation: u64,
+    epochs: Epochs,
 }
 
 /// One consumer of a group.
@@ -153,12 +154,22 @@ impl KafkaConsumer {
         self.lanes.get(lane).is_some_and(|known| known.generation == generation)
     }
 
+    /// Behind a copy of a replay that was left out nobody knows the epoch of the last event.
+    fn note_epoch(&mut self, run: &Deliveries) {
+        let last = run.events.positions.last().zip(run.events.leader_epochs.last());
+        let last = last.filter(|(at, epoch)| **at + 1 == run.span.until().as_i64() && **epoch >= 0);
+        if let (Some((_, epoch)), Some(known)) = (last, self.lanes.get_mut(&run.lane)) {
+            known.epochs.note(run.span.until(), *epoch);
+        }
+    }
+
     fn take(&mut self, passed: Passed) -> Result<Option<Incoming>, BusError> {
         let incoming = match passed {
             Passed::Deliveries(runs) => {
                 let mut current = Vec::with_capacity(runs.len());
                 for (generation, run) in runs {
                     if self.is_current(&run.lane, generation) {
+                        self.note_epoch(&run);
                         current.push(run);
                     } else {
                         self.pool.give_back(run.events);
@@ -189,7 +200,7 @@ impl KafkaConsumer {
             }
             Passed::Assigned(lanes) => {
                 for assigned in &lanes {
-                    let known = Known { topic: Arc::clone(&assigned.topic), generation: 0 };
+                    let known = Known { topic: Arc::clone(&assigned.topic), generation: 0, epochs: Epochs::default() };
                     self.lanes.insert(assigned.lane.clone(), known);
                 }
                 Incoming::Assigned(lanes)
@@ -268,6 +279,7 @@ impl Consumer for KafkaConsumer {
             let Some(known) = self.lanes.get_mut(&lane) else { continue };
             self.generations += 1;
             known.generation = self.generations;
+            known.epochs = Epochs::default();
             commands.push((lane, position, self.generations));
         }
         self.command(Command::Resume(commands))
@@ -276,14 +288,21 @@ impl Consumer for KafkaConsumer {
     async fn acknowledge(&mut self, receipt: &Receipt) {
         let mut list = TopicPartitionList::new();
         let held = look_into(&self.ours).held.clone();
+        let mut epochs = Vec::new();
         for (lane, span) in receipt.spans().iter().filter(|(lane, _)| held.contains(*lane)) {
-            let Some(known) = self.lanes.get(lane) else { continue };
+            let Some(known) = self.lanes.get_mut(lane) else { continue };
             let mut element = list.add_partition(&known.topic, lane.partition);
             element.set_metadata(&self.mark);
             if let Err(error) = element.set_offset(Offset::Offset(span.until().as_i64())) {
                 warn!(%lane, %error, "a position that the client does not take");
             }
+            // With it whoever goes on there can tell whether the bus lost its tail meanwhile.
+            if let Some(epoch) = known.epochs.before(span.until()) {
+                set_last_epoch(&mut list, epoch);
+                epochs.push((lane.clone(), (span.until(), epoch)));
+            }
         }
+        look_into(&self.ours).epochs.extend(epochs);
         if list.count() > 0
             && let Err(error) = self.consumer.commit(&list, CommitMode::Async)
         {

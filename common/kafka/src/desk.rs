@@ -250,6 +250,7 @@ impl Desk {
                 }
             }
         }
+        self.note_epochs(&fresh);
         self.confirm_names(&mut job, fresh, &mut vanished, &mut later, cluster);
         if !vanished.is_empty() {
             self.poll_thread.send(Command::Vanished(vanished));

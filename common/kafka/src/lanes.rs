@@ -3,7 +3,7 @@
 //! Promises: a lane is read only after its position was named, and only under the name (topic id) by which it was located.
 //! The set of lanes that are ours is shared with the desk, so that it stops asking for lanes that are gone.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -50,6 +50,8 @@ pub(crate) struct Lane {
     pub(crate) generation: u64,
     /// The position after everything that was handed over.
     pub(crate) next: Position,
+    /// The leader epoch under which the event before `next` was archived, while that event is still to be looked at once more.
+    pub(crate) proof: Option<i32>,
 }
 
 impl Lane {
@@ -87,6 +89,39 @@ pub(crate) struct Owned {
     pub(crate) held: BTreeSet<LaneId>,
     /// Where the bus began and ended for a lane when it was last asked.
     pub(crate) bounds: BTreeMap<LaneId, Span>,
+    /// A position that is archived, and the leader epoch under which the event before it was written.
+    pub(crate) epochs: BTreeMap<LaneId, (Position, i32)>,
+}
+
+impl Owned {
+    /// The leader epoch of the event before `at`, if it is known and the bus still has the event.
+    fn epoch_before(&self, lane: &LaneId, at: Position) -> Option<i32> {
+        let is_there = self.bounds.get(lane).is_some_and(|bounds| bounds.from() < at);
+        self.epochs.get(lane).filter(|(position, _)| is_there && *position == at).map(|(_, epoch)| *epoch)
+    }
+}
+
+/// Under which leader epochs the bus wrote what was handed over of a lane since it was resumed. They only grow, so a few runs of
+/// positions tell all.
+#[derive(Debug, Default)]
+pub(crate) struct Epochs(VecDeque<(Position, Position, i32)>);
+
+impl Epochs {
+    /// The event before `until` was written under this epoch.
+    pub(crate) fn note(&mut self, until: Position, epoch: i32) {
+        match self.0.back_mut() {
+            Some((_, last, same)) if *same == epoch => *last = until,
+            _ => self.0.push_back((until, until, epoch)),
+        }
+    }
+
+    /// The epoch of the event before `until`, if it is known. What came before is forgotten.
+    pub(crate) fn before(&mut self, until: Position) -> Option<i32> {
+        while self.0.front().is_some_and(|(_, last, _)| *last < until) {
+            self.0.pop_front();
+        }
+        self.0.front().filter(|(first, _, _)| *first <= until).map(|(_, _, epoch)| *epoch)
+    }
 }
 
 /// Shared between the poll thread, which writes it, the desk and the caller.
@@ -161,6 +196,7 @@ impl Lanes {
             assigned: false,
             generation: 0,
             next: Position::default(),
+            proof: None,
         };
         self.by_topic.entry(topic).or_default().insert(partition, lane);
     }
@@ -193,6 +229,17 @@ impl Lanes {
         named
     }
 
+    /// Says for the lanes that begin now which of them look at the event before once more, and what its leader epoch must be.
+    pub(crate) fn set_proofs(&mut self) {
+        let ours = Arc::clone(&self.ours);
+        let ours = look_into(&ours);
+        for lane in self.iter_mut() {
+            if let Phase::Starting(at) = lane.phase {
+                lane.proof = lane.id.as_ref().and_then(|id| ours.epoch_before(id, at));
+            }
+        }
+    }
+
     /// Shows the other threads which lanes are ours now.
     pub(crate) fn publish(&self) {
         let held: BTreeSet<LaneId> = self.iter().filter_map(Lane::told).cloned().collect();
@@ -200,6 +247,7 @@ impl Lanes {
         let wanted = reading.filter_map(|lane| Some((lane.told()?.clone(), Arc::clone(&lane.topic)))).collect();
         let mut ours = look_into(&self.ours);
         ours.bounds.retain(|lane, _| held.contains(lane));
+        ours.epochs.retain(|lane, _| held.contains(lane));
         (ours.held, ours.wanted) = (held, wanted);
     }
 }
@@ -270,6 +318,33 @@ mod tests {
         assert_eq!(lanes.begin_again(&[id(0), id(1)]), [id(0)]);
         let told: Vec<_> = lanes.name("t", &source).told.into_iter().map(|told| told.lane).collect();
         assert_eq!(told, [id(0)]);
+    }
+
+    #[test]
+    fn the_event_before_is_looked_at_where_it_is_known_and_there() {
+        let (id, at) = (LaneId::new("s", 0), Position::new);
+        let mut owned = Owned::default();
+        owned.epochs.insert(id.clone(), (at(10), 3));
+        assert_eq!(owned.epoch_before(&id, at(10)), None, "nobody knows where the bus begins");
+        for (from, asked, epoch) in [(9, 10, Some(3)), (10, 10, None), (0, 9, None), (0, 11, None)] {
+            owned.bounds.insert(id.clone(), Span::new(at(from), at(20)).expect("forward"));
+            assert_eq!(owned.epoch_before(&id, at(asked)), epoch, "the bus begins at {from}, asked for {asked}");
+        }
+    }
+
+    #[test]
+    fn epochs_are_told_for_positions_between_events_of_one_epoch_and_no_others() {
+        let at = Position::new;
+        let mut epochs = Epochs::default();
+        for (until, epoch) in [(10, 1), (20, 1), (30, 2)] {
+            epochs.note(at(until), epoch);
+        }
+        let told = [(9, None), (10, Some(1)), (15, Some(1)), (20, Some(1)), (25, None), (30, Some(2)), (31, None)];
+        for (until, epoch) in told {
+            assert_eq!(epochs.before(at(until)), epoch, "before {until}");
+        }
+        epochs.note(at(40), 2);
+        assert_eq!(epochs.before(at(40)), Some(2));
     }
 
     #[test]

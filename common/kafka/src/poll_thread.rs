@@ -338,7 +338,7 @@ impl PollThread {
                 continue;
             };
             let generation = lane.generation;
-            lane.next = run.next;
+            (lane.next, lane.proof) = (run.next, run.proof);
             if let Some(end) = run.end {
                 lane.next = end;
                 idle.push((generation, id.clone(), end));
@@ -346,6 +346,12 @@ impl PollThread {
             match run.trouble {
                 None => {}
                 Some(Trouble::OutOfRange) => out_of_range.extend(lane.displace()),
+                Some(Trouble::Truncated(text)) => {
+                    // What lies behind is another history. Looking again would change nothing.
+                    lane.phase = Phase::Halted(Duration::MAX);
+                    let what = format!("topic {} partition {}: the bus lost its tail: {text}", run.topic, run.partition);
+                    halted.push((generation, id.clone(), BusError::new(ErrorKind::Corrupt, what)));
+                }
                 Some(Trouble::Damaged(kind, text)) => {
                     // The client would go on behind it.
                     lane.phase = Phase::Halted(self.parts.clock.monotonic() + HALTED_FOR);

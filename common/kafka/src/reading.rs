@@ -25,6 +25,10 @@ use crate::lanes::{Lanes, Phase};
 /// The usual room for a read: 256 events of 4 KB.
 pub(crate) const READ_BYTES: usize = 1 << 20;
 
+/// Words of the client for a leader whose log, under the epoch of the last event that was read, ends before that event. The code
+/// is that of any position that is not there.
+const TRUNCATED: &str = "log truncation detected at";
+
 /// How much a read may take.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
@@ -40,6 +44,8 @@ pub(crate) struct Limits {
 pub(crate) enum Trouble {
     /// Its position is not on the bus: it must be located again.
     OutOfRange,
+    /// Before its position lies another event than the one that was archived.
+    Truncated(String),
     /// The client handed over a failure behind which it goes on, or never: what to do about it, and what it says.
     Damaged(ErrorKind, String),
 }
@@ -60,6 +66,29 @@ pub(crate) struct Run {
     /// Where the partition ends, if nothing came after that was seen.
     pub(crate) end: Option<Position>,
     pub(crate) trouble: Option<Trouble>,
+    /// See [`crate::lanes::Lane::proof`]; gone once something was read.
+    pub(crate) proof: Option<i32>,
+}
+
+impl Run {
+    /// True for the event before the lane's position, which is read once more only to see that it is the one that was archived.
+    /// Where it is not visible, a mark of a transaction for example, there is nothing to compare.
+    fn looks_at(&mut self, offset: Option<Position>, epoch: Option<i32>) -> bool {
+        if self.generation.is_none() || self.trouble.is_some() {
+            return false;
+        }
+        let Some(archived) = self.proof.take() else { return false };
+        if offset.map(Position::next) != Some(self.next) {
+            return false;
+        }
+        if let Some(epoch) = epoch.filter(|epoch| *epoch != archived) {
+            self.trouble = Some(Trouble::Truncated(format!(
+                "the event before offset {} has leader epoch {epoch}, the one that was archived had {archived}",
+                self.next
+            )));
+        }
+        true
+    }
 }
 
 /// Takes in one read.
@@ -129,6 +158,7 @@ impl<'r> Reading<'r> {
             stale: 0,
             end: None,
             trouble: None,
+            proof: reading.and_then(|lane| lane.proof),
         }
     }
 
@@ -136,6 +166,9 @@ impl<'r> Reading<'r> {
         let run = &mut self.runs[current];
         self.events += 1;
         let offset = Position::from_i64(message.offset());
+        if run.looks_at(offset, message.leader_epoch()) {
+            return;
+        }
         let Some(position) = offset.filter(|offset| run.generation.is_some() && run.trouble.is_none() && *offset >= run.next)
         else {
             run.stale += 1;
@@ -246,7 +279,10 @@ fn note_event(run: &mut Run, code: RDKafkaErrorCode, message: &RawMessage<'_>) {
     }
     match code {
         RDKafkaErrorCode::PartitionEOF => run.end = Position::from_i64(message.offset()).filter(|end| *end >= run.next),
-        RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange => run.trouble = Some(Trouble::OutOfRange),
+        RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange => {
+            let text = message.error_text();
+            run.trouble = Some(if text.contains(TRUNCATED) { Trouble::Truncated(text) } else { Trouble::OutOfRange });
+        }
         code => {
             let text = format!("at offset {}: {}", message.offset(), message.error_text());
             match damage(code) {
@@ -285,6 +321,33 @@ mod tests {
         let escaped = EscapedHeaders::of(headers.into_iter());
         assert_eq!(escaped.names, ["plain", "a\\xFFb\\xC3", "gr\u{fc}n"]);
         assert_eq!(escaped.raw, [("raw_header_name.1".to_owned(), STANDARD.encode(b"a\xFFb\xC3"))]);
+    }
+
+    #[test]
+    fn another_event_before_the_position_is_trouble_and_none_is_not() {
+        let look = |offset: u64, epoch| {
+            let mut run = Run {
+                topic_key: 0,
+                topic: Arc::from("t"),
+                partition: 0,
+                generation: Some(1),
+                from: Position::new(10),
+                next: Position::new(10),
+                events: Columns::default(),
+                skipped: 0,
+                stale: 0,
+                end: None,
+                trouble: None,
+                proof: Some(3),
+            };
+            let only_looked_at = run.looks_at(Some(Position::new(offset)), epoch);
+            assert_eq!(run.proof, None, "once is enough");
+            (only_looked_at, run.trouble.is_some())
+        };
+        assert_eq!(look(9, Some(3)), (true, false));
+        assert_eq!(look(9, Some(5)), (true, true));
+        assert_eq!(look(9, None), (true, false), "a bus without epochs");
+        assert_eq!(look(10, Some(5)), (false, false), "the one before is not visible");
     }
 
     #[test]

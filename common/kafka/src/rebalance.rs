@@ -314,11 +314,13 @@ impl PollThread {
             return;
         }
         self.unassign_where(|lane| lane.assigned && matches!(lane.phase, Phase::Starting(_)));
+        self.parts.lanes.set_proofs();
         let mut list = TopicPartitionList::new();
         for lane in self.parts.lanes.iter() {
             if let Phase::Starting(at) = lane.phase {
                 self.parts.queue.forward(&lane.topic, lane.partition);
-                if let Err(error) = list.add_partition_offset(&lane.topic, lane.partition, Offset::Offset(at.as_i64())) {
+                let first = at.as_i64() - i64::from(lane.proof.is_some());
+                if let Err(error) = list.add_partition_offset(&lane.topic, lane.partition, Offset::Offset(first)) {
                     error!(%error, topic = %lane.topic, "a position that the client does not take");
                 }
             }

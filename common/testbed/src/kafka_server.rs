@@ -4,10 +4,11 @@
 //! value is dropped. A plain broker keeps its defaults: 1 MB batches and no timestamps above one hour ahead; tests that need
 //! more say so per topic (see [`crate::events::nasty::topic_config`]).
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::scripted::Scripted;
 
@@ -52,6 +53,22 @@ impl KafkaServer {
     /// The file that holds the first segment of a partition, for tests that damage it.
     pub fn segment_file(&self, topic: &str, partition: i32) -> PathBuf {
         self.server.folder().join("data").join(format!("{topic}-{partition}")).join("00000000000000000000.log")
+    }
+
+    /// Cuts the newest part off a partition whose log is one segment, as an unclean election does: `keep` of its bytes stay, down to
+    /// the last whole batch. The broker must have been killed; as it starts again it looks through the segment, and everything
+    /// that it knew of the events that are gone goes with them.
+    pub fn cut_log(&self, topic: &str, partition: i32, keep: f64) -> Result<()> {
+        let log = self.segment_file(topic, partition);
+        let file = File::options().write(true).open(&log)?;
+        file.set_len((file.metadata()?.len() as f64 * keep) as u64)?;
+        for entry in log.parent().context("it lies in a folder")?.read_dir()? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|kind| ["index", "timeindex", "snapshot"].iter().any(|old| kind == *old)) {
+                std::fs::remove_file(path)?;
+            }
+        }
+        Ok(())
     }
 
     /// Stops the broker cleanly; its data stays.

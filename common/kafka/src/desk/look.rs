@@ -11,10 +11,11 @@ use tapedeck_common::bus::{Located, ToLocate};
 use tapedeck_common::commit::GapCause;
 use tapedeck_common::position::{Position, Span};
 use tapedeck_common::time::Timestamp;
+use tracing::warn;
 
 use super::{Desk, PATIENCE};
 use crate::config::Start;
-use crate::ffi::{LogEnd, PartitionOffset, list_offsets};
+use crate::ffi::{LogEnd, PartitionOffset, committed_epochs, list_offsets};
 use crate::lanes::look_into;
 
 /// Why a look at one lane brought nothing.
@@ -62,6 +63,36 @@ impl Desk {
         let ends = self.ends_of(lanes, LogEnd::Written)?;
         let starts = self.first_since(lanes, &ends)?;
         Ok(Answers { firsts, ends, starts })
+    }
+
+    /// The offsets that the group committed bear the leader epoch of the event before them. Where such an offset is the log's position,
+    /// the lane looks at that event first: if it is another one, the bus lost its tail since and wrote on.
+    pub(super) fn note_epochs(&self, located: &[(ToLocate, Located)]) {
+        let mut list = TopicPartitionList::new();
+        let mut open = BTreeMap::new();
+        for (lane, located) in located {
+            let Located::Continue(at) = located else { continue };
+            if look_into(&self.ours).epochs.get(&lane.lane).is_none_or(|(position, _)| position != at) {
+                list.add_partition(&lane.topic, lane.lane.partition);
+                open.insert((lane.topic.to_string(), lane.lane.partition), (&lane.lane, *at));
+            }
+        }
+        if open.is_empty() {
+            return;
+        }
+        let committed = match self.consumer.committed_offsets(list, PATIENCE) {
+            Ok(committed) => committed_epochs(&committed),
+            Err(error) => {
+                warn!(%error, "the group's offsets are not to be had, so nobody looks whether the bus lost its tail meanwhile");
+                return;
+            }
+        };
+        let mut ours = look_into(&self.ours);
+        for one in committed {
+            if let Some((lane, at)) = open.get(&(one.topic, one.partition)).filter(|(_, at)| at.as_i64() == one.offset) {
+                ours.epochs.insert((*lane).clone(), (*at, one.epoch));
+            }
+        }
     }
 
     /// Why there may be no answer for a topic: the whole of it is gone, or it is another lane for which there is none. Brokers that

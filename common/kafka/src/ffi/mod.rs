@@ -1,5 +1,5 @@
 //! Everything of librdkafka that the Rust client does not offer, behind safe calls: a queue of our own that is read message by
-//! message without a heap object each (`reading`), topic ids and the ends of logs (`asking`), header names that are no text
+//! message without a heap object each (`reading`), topic ids and the ends of logs (`asking`), leader epochs (`epochs`), header names that are no text
 //! (`producing`). The only `unsafe` of the project.
 //!
 //! Promises: no message, header or name outlives the call that lends it; every handle that is taken is given back; a handle
@@ -12,10 +12,12 @@ use std::slice;
 use std::time::Duration;
 
 mod asking;
+mod epochs;
 mod producing;
 mod reading;
 
 pub(crate) use asking::{LogEnd, PartitionOffset, committed_metadata, describe_topics, list_offsets};
+pub(crate) use epochs::{committed_epochs, set_last_epoch};
 pub(crate) use producing::{Lent, RawOutgoing, Topic, produce};
 pub(crate) use reading::{RawMessage, ReadQueue, StampedBy, Waker};
 
