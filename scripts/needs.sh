@@ -8,6 +8,7 @@
 #   python   the engines that read an archive back (delta-rs, pyarrow, Polars, DuckDB, Spark), in a venv in the cache; and those
 #            of needs/readers.txt, as far as they can be had: venv-test/.without names the others
 #   deny     cargo-deny
+#   cgroup   a limit of memory for a program (root)
 #
 # Debian's packages are installed where we are root; otherwise one line names all that is missing. Everything else lands in the
 # cache (TAPEDECK_CACHE, default ~/.cache/tapedeck). Doing it twice does nothing. Without arguments: all but azurite and ceph.
@@ -53,6 +54,15 @@ wants() {
     has mvn || want maven
     has_venv || want python3-venv ;;
   deny) ;;
+  cgroup)
+    local group=/sys/fs/cgroup/memory
+    [ -d "$group" ] || group=/sys/fs/cgroup
+    group=$group/tapedeck-needs-$$
+    mkdir "$group" 2>/dev/null || cannot "a limit of memory needs a cgroup, which root may make"
+    if [ ! -w "$group/memory.limit_in_bytes" ] && [ ! -w "$group/memory.max" ]; then
+      rmdir "$group"; cannot "the cgroups of this machine do not limit memory"
+    fi
+    rmdir "$group" ;;
   *) fail "needs.sh: $1?" ;;
   esac
 }

@@ -2,8 +2,8 @@
 # All tests: what `make test` and CI run. Ends with one line, "N passed, N failed".
 #
 # Gets what it needs (needs.sh), then format, lints, docs, licences and walls, unit tests and integration tests on real servers,
-# deploy checks. A step that fails counts as one failure and the others still run; a missing server fails. Only stores and query
-# engines that a machine cannot hold (Ceph without root, for example) are left out, and then the end names them.
+# deploy checks. A step that fails counts as one failure and the others still run; a missing server fails. Only stores, query
+# engines and limits of memory that a machine cannot hold (Ceph without root, for example) are left out, and then the end names them.
 set -uo pipefail
 . "$(dirname "$0")/lib.sh"
 
@@ -23,7 +23,7 @@ step() {
   fi
 }
 
-# store NAME GROUP: a store's server, got by needs.sh. Where the machine cannot hold it, its tests are told, and the end says so.
+# store NAME GROUP: a store's server, or something else that not every machine gives, got by needs.sh. Where the machine cannot hold it, its tests are told, and the end says so.
 untested=()
 store() {
   local name=$1 group=$2 code=0 began=$SECONDS
@@ -79,6 +79,7 @@ step "build tools" scripts/needs.sh build
 step "Kafka and S3 servers" scripts/needs.sh servers
 store "Azurite" azurite
 store "Ceph" ceph
+store "Limits of memory" cgroup
 step "query engines" scripts/needs.sh python
 export TAPEDECK_READERS_WITHOUT=$(cat "$cache/venv-test/.without" 2>/dev/null)
 for engine in $TAPEDECK_READERS_WITHOUT; do untested+=("$engine: pip could not install it"); done

@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::leash::Leash;
+use crate::memory_limit::MemoryLimit;
 use crate::wait::wait_until;
 
 /// A program about to be started.
@@ -42,6 +43,15 @@ impl Program {
         self.environment
             .extend(environment.into_iter().map(|(name, value)| (name.as_ref().to_owned(), value.as_ref().to_owned())));
         self
+    }
+
+    /// The same program in a limit of memory, which must outlive it.
+    #[must_use]
+    pub fn within(&self, limit: &MemoryLimit) -> Self {
+        // The shell is in the group before it becomes the program.
+        let enter = [OsString::from("-c"), r#"echo $$ >"$0/cgroup.procs" && exec "$@""#.into(), limit.folder().into()];
+        let arguments = enter.into_iter().chain([self.path.clone().into()]).chain(self.arguments.iter().cloned());
+        Self { path: "/bin/sh".into(), arguments: arguments.collect(), environment: self.environment.clone() }
     }
 
     /// Starts it; its output goes to files of its own.
