@@ -8,6 +8,7 @@ use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use url::Url;
 
 use super::client::{client_options, handles};
+use super::connector::Connector;
 use super::options::{bucket_of, endpoint_text, parse_endpoint, prefix_of};
 use super::suffix::WithSuffix;
 use super::{Store, StoreError, StoreKind, StoreOptions};
@@ -40,7 +41,10 @@ pub(super) fn open(url: &Url, options: &StoreOptions) -> Result<Store, StoreErro
     if let Some(endpoint) = &endpoint {
         builder = builder.with_endpoint(endpoint_text(endpoint));
     }
-    let builder = builder.with_container_name(place.container).with_client_options(client_options(options, plain_http)?);
+    let builder = builder
+        .with_container_name(place.container)
+        .with_client_options(client_options(options, plain_http)?)
+        .with_http_connector(Connector::default());
     let client = |retry| builder.clone().with_retry(retry).build().map(WithSuffix);
     handles((StoreKind::Azure, url.as_str()), prefix, options, client)
 }

@@ -12,11 +12,9 @@ use object_store::prefix::PrefixStore;
 use object_store::{Certificate, ClientOptions, ObjectStore, RetryConfig};
 use tapedeck_common::ErrorKind;
 
+use super::connector::LONGEST;
 use super::{Store, StoreError, StoreKind, StoreOptions};
 use crate::segment::parts::PrefixedParts;
-
-/// A whole request, body included: 8 MiB parts pass at 140 KB/s, and a hung connection is noticed within a minute.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Reaching the endpoint.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,8 +25,7 @@ const READ_RETRIES: usize = 3;
 /// What every client is given. Plain HTTP only where the operator wrote it into the endpoint.
 pub(super) fn client_options(options: &StoreOptions, plain_http: bool) -> Result<ClientOptions, StoreError> {
     install_tls();
-    let client =
-        ClientOptions::new().with_allow_http(plain_http).with_timeout(REQUEST_TIMEOUT).with_connect_timeout(CONNECT_TIMEOUT);
+    let client = ClientOptions::new().with_allow_http(plain_http).with_timeout(LONGEST).with_connect_timeout(CONNECT_TIMEOUT);
     Ok(certificates(options)?.into_iter().fold(client, ClientOptions::with_root_certificate))
 }
 

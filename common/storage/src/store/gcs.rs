@@ -8,6 +8,7 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 use url::Url;
 
 use super::client::{client_options, handles};
+use super::connector::Connector;
 use super::options::{bucket_of, endpoint_text, parse_endpoint, prefix_of};
 use super::{Store, StoreError, StoreKind, StoreOptions};
 
@@ -17,8 +18,10 @@ pub(super) fn open(url: &Url, options: &StoreOptions) -> Result<Store, StoreErro
     let prefix = prefix_of(url, options)?;
     let endpoint = options.endpoint.as_deref().map(|text| parse_endpoint(text, options)).transpose()?;
     let plain_http = endpoint.as_ref().is_some_and(|endpoint| endpoint.scheme() == "http");
-    let mut builder =
-        GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket).with_client_options(client_options(options, plain_http)?);
+    let mut builder = GoogleCloudStorageBuilder::from_env()
+        .with_bucket_name(bucket)
+        .with_client_options(client_options(options, plain_http)?)
+        .with_http_connector(Connector::default());
     if let Some(endpoint) = &endpoint {
         builder = builder.with_base_url(&endpoint_text(endpoint));
     }

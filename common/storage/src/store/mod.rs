@@ -6,6 +6,7 @@
 
 mod azure;
 mod client;
+mod connector;
 mod file;
 mod gcs;
 mod options;

@@ -7,6 +7,7 @@ use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum, S3Conditio
 use url::Url;
 
 use super::client::{client_options, handles};
+use super::connector::Connector;
 use super::options::{bucket_of, parse_endpoint, prefix_of};
 use super::{Store, StoreError, StoreKind, StoreOptions};
 
@@ -34,6 +35,7 @@ fn builder(
     let mut builder = from_env
         .with_bucket_name(bucket)
         .with_client_options(client_options(options, plain_http)?)
+        .with_http_connector(Connector::default())
         .with_conditional_put(S3ConditionalPut::ETagMatch)
         .with_virtual_hosted_style_request(!path_style);
     if let Some(region) = &options.region {

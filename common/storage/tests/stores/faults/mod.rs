@@ -3,6 +3,7 @@
 //!
 //! Each fault is one that a client of a real store met: see the names of the traps beside them.
 
+mod links;
 mod log;
 mod reads;
 mod uploads;
@@ -49,6 +50,8 @@ fn records_and_segments_survive_what_lies_between() {
         "uploads::an_upload_that_went_away_between_two_parts_is_told",
         "uploads::an_upload_that_nobody_could_give_up_shows_nothing",
         "uploads::a_storm_of_faults_ends_with_every_segment_whole",
+        "links::connections_that_swallow_everything_cost_one_time_limit",
+        "links::a_narrow_link_carries_a_large_segment",
         "reads::an_answer_that_was_cut_is_read_to_its_end_or_refused",
     ] {
         crate::kit::again(&format!("faults::{test}"), environment.clone());
