@@ -165,7 +165,7 @@ impl Body for GoingOn {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.size.clone()
+        self.size
     }
 }
 
