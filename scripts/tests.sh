@@ -1,7 +1,7 @@
 #!/bin/bash
 # Cargo's tests, several test programs side by side: most of them wait for servers most of the time.
 #
-#   tests.sh          as many at once as there are cores, but two at least
+#   tests.sh          one more at once than there are cores, but three at least
 #   tests.sh 1        one after the other
 #
 # Builds all of them first. A program's output appears as a whole when it ended; fails if one of them does.
@@ -9,7 +9,7 @@ set -uo pipefail
 . "$(dirname "$0")/lib.sh"
 
 cores=$(nproc)
-side_by_side=${1:-$((cores > 2 ? cores : 2))}
+side_by_side=${1:-$((cores > 2 ? cores + 1 : 3))}
 
 built=$(cargo test --workspace --locked --no-run 2>&1) || { echo "$built"; exit 1; }
 

@@ -171,7 +171,7 @@ pub enum RawReplayed {
 #[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawMemory {
-    /// Bytes for events on their way. The process needs about 64 MiB beside it. Default 512MiB.
+    /// Bytes for events on their way. The process needs about 100 MiB beside it. Default 512MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget: Option<ByteSize>,
 }
