@@ -129,7 +129,9 @@ def spark(folder):
                .config("spark.jars", ",".join(os.path.join(jars, name) for name in os.listdir(jars) if name.endswith(".jar")))
                .config("spark.sql.extensions", "io.delta.sql.DeltaSparkSessionExtension")
                .config("spark.sql.catalog.spark_catalog", "org.apache.spark.sql.delta.catalog.DeltaCatalog")
-               .config("spark.sql.session.timeZone", "UTC").config("spark.ui.enabled", "false").getOrCreate())
+               .config("spark.sql.session.timeZone", "UTC").config("spark.ui.enabled", "false")
+               # A task at a time comes back whole: this many bytes of a file, and room for them.
+               .config("spark.sql.files.maxPartitionBytes", "16m").config("spark.driver.memory", "2g").getOrCreate())
     session.sparkContext.setLogLevel("ERROR")
     found = session.read.format("delta").load(folder).selectExpr(*columns_with("unix_micros"))
     return BY_LOG, map(tuple, found.toLocalIterator())
