@@ -11,7 +11,7 @@
 #   cgroup   a limit of memory for a program (root)
 #
 # Debian's packages are installed where we are root; otherwise one line names all that is missing. Everything else lands in the
-# cache (TAPEDECK_CACHE, default ~/.cache/tapedeck). Doing it twice does nothing. Without arguments: all but azurite and ceph.
+# cache (TAPEDECK_CACHE, default ~/.cache/tapedeck). Doing it twice does nothing. Without arguments: all but azurite, ceph and cgroup.
 # Code 3 means that this machine cannot hold what was asked for; the last line says why.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"

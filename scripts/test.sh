@@ -23,7 +23,8 @@ step() {
   fi
 }
 
-# store NAME GROUP: a store's server, or something else that not every machine gives, got by needs.sh. Where the machine cannot hold it, its tests are told, and the end says so.
+# store NAME GROUP: a store's server, or something else that not every machine gives, got by needs.sh. Where the machine cannot hold
+# it, its tests are told, and the end says so.
 untested=()
 store() {
   local name=$1 group=$2 code=0 began=$SECONDS

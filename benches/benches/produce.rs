@@ -5,10 +5,10 @@
 //! beside the plain send, it cost 0.71 (A) and 0.82 (C) of it. The bars here are the same demand on this yardstick.
 #![allow(missing_docs, reason = "a program")]
 
-use bytes::Bytes;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use bytes::Bytes;
 use tapedeck_benches::broker::Broker;
 use tapedeck_benches::outflow::{Outflow, plain, publish};
 use tapedeck_benches::pairs::Options;
