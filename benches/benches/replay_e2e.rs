@@ -5,6 +5,7 @@
 #![allow(missing_docs, reason = "a program")]
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use replayer::markers::{LaneMarks, MarkText};
@@ -39,6 +40,10 @@ const CASES: [Case; 5] = [
     Case { workload: Workload::C, name: "C none", client: NONE, zstd: None, marked: false, aim: Aim::bar(0.16) },
     Case { workload: Workload::C, name: "C none marked", client: NONE, zstd: None, marked: true, aim: Aim::NONE },
 ];
+
+/// The replayer's, see `replayer/src/main.rs`.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> Result<ExitCode> {
     let options = Options::read();
@@ -93,7 +98,8 @@ fn feed(out: &mut Outflow, topic: &str, reader: &SegmentReader, marked: bool) ->
     let marks: Vec<LaneMarks> =
         (0..PARTITIONS).map(|partition| LaneMarks::new(&LaneId::new(source(), partition), "bench")).collect();
     for batch in reader.batches(Scan::default()) {
-        let batch = batch?;
+        let mut batch = batch?;
+        batch.lend(&Arc::new(()));
         let mut text = MarkText::default();
         for row in 0..batch.len() {
             let event = batch.row(row);

@@ -101,14 +101,14 @@ impl StreamError {
     }
 }
 
-/// A decoded batch with the room that it takes.
+/// A decoded batch with the room that it takes, which each value on its way out holds too.
 #[derive(Debug)]
 pub struct Batch {
     /// The events.
     pub events: EventBatch,
     /// Only events with this key are selected, if there is one.
     key: Option<Arc<[u8]>>,
-    _permit: BytePermit,
+    _room: Arc<BytePermit>,
 }
 
 impl Rows for Batch {
@@ -278,11 +278,11 @@ impl Reader {
                     }
                     let opened = open[member].as_mut().expect("opened just above");
                     match next_batch(&self.handle, opened).map_err(StreamError::from)? {
-                        Some(events) => {
-                            let bytes = events.len() * opened.row_bytes as usize;
-                            let _permit = self.source.budget.force(bytes);
+                        Some(mut events) => {
+                            let room = Arc::new(self.source.budget.force(events.len() * opened.row_bytes as usize));
+                            events.lend(&room);
                             self.source.counters.read(events.len() as u64);
-                            let batch = Arc::new(Batch { events, key: self.key.clone(), _permit });
+                            let batch = Arc::new(Batch { events, key: self.key.clone(), _room: room });
                             merge.add(member, &batch).map_err(failed(member))?;
                         }
                         None => merge.end(member).map_err(failed(member))?,

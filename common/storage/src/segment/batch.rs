@@ -3,8 +3,10 @@
 //! Promise: keys, values and headers are borrowed from the decoded pages. Never: guesses; a column that was not read is
 //! asked for only by mistake, and says so.
 
+use std::sync::Arc;
+
 use arrow::array::{Array, AsArray, BinaryViewArray, ByteView, MAX_INLINE_VIEW_LEN, RecordBatch, StringViewArray, StructArray};
-use arrow::buffer::{OffsetBuffer, ScalarBuffer};
+use arrow::buffer::{Buffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType};
 use bytes::Bytes;
 use tapedeck_common::event::{Header, TimeKind};
@@ -46,9 +48,21 @@ struct Payload {
     epochs: arrow::array::Int32Array,
     keys: BinaryViewArray,
     values: BinaryViewArray,
-    /// What the values' views point into.
-    shared: Vec<Bytes>,
+    /// What the values' views point into, once [`EventBatch::lend`] was called.
+    lent: Vec<Bytes>,
     properties: Pairs<StringViewArray>,
+}
+
+/// A page that somebody else reads too, and the room that it takes meanwhile.
+struct Lent<R> {
+    buffer: Buffer,
+    _room: Arc<R>,
+}
+
+impl<R> AsRef<[u8]> for Lent<R> {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer
+    }
 }
 
 /// The pairs of each row: row `r` owns `ends[r]..ends[r + 1]`.
@@ -83,7 +97,7 @@ impl EventBatch {
                 epochs: required("leader_epoch")?.as_primitive::<Int32Type>().clone(),
                 keys: required("key")?.as_binary_view().clone(),
                 values: values.as_binary_view().clone(),
-                shared: values.as_binary_view().data_buffers().iter().map(|buffer| Bytes::from_owner(buffer.clone())).collect(),
+                lent: Vec::new(),
                 properties: {
                     let map = required("properties")?.as_map();
                     let (names, values) = pair_columns(map.entries());
@@ -137,9 +151,17 @@ impl EventBatch {
         }
     }
 
-    /// An event's value without a copy; it keeps its page in memory. Panics if only places were read.
+    /// Lets values be had without a copy. Each that was taken keeps its page in memory, and `room`, which accounts for that.
+    pub fn lend<R: Send + Sync + 'static>(&mut self, room: &Arc<R>) {
+        if let Some(Payload { values, lent, .. }) = &mut self.payload {
+            let lend = |buffer: &Buffer| Bytes::from_owner(Lent { buffer: buffer.clone(), _room: Arc::clone(room) });
+            *lent = values.data_buffers().iter().map(lend).collect();
+        }
+    }
+
+    /// An event's value without a copy. Panics if only places were read, or before [`Self::lend`].
     pub fn shared_value(&self, row: usize) -> Option<Bytes> {
-        let Payload { values, shared, .. } = self.payload();
+        let Payload { values, lent, .. } = self.payload();
         if values.is_null(row) {
             return None;
         }
@@ -149,7 +171,7 @@ impl EventBatch {
             return Some(Bytes::copy_from_slice(values.value(row)));
         }
         let from = view.offset as usize;
-        Some(shared[view.buffer_index as usize].slice(from..from + view.length as usize))
+        Some(lent[view.buffer_index as usize].slice(from..from + view.length as usize))
     }
 
     /// Replaces what is in `into` by the headers of an event, in order. Panics if headers were not read.
@@ -178,7 +200,7 @@ impl EventBatch {
     }
 }
 
-fn pair_columns(pairs: &StructArray) -> (StringViewArray, &std::sync::Arc<dyn Array>) {
+fn pair_columns(pairs: &StructArray) -> (StringViewArray, &Arc<dyn Array>) {
     (pairs.column(0).as_string_view().clone(), pairs.column(1))
 }
 

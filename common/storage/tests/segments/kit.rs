@@ -107,7 +107,8 @@ pub(crate) fn in_segment_order(chunks: &[Vec<Event>]) -> Vec<Event> {
 }
 
 pub(crate) fn events_of(batch: &EventBatch) -> Vec<Event> {
-    let mut headers = Vec::new();
+    let (mut headers, mut lending) = (Vec::new(), batch.clone());
+    lending.lend(&Arc::new(()));
     let event = |row: usize| {
         let fields = batch.row(row);
         Event {
@@ -124,7 +125,7 @@ pub(crate) fn events_of(batch: &EventBatch) -> Vec<Event> {
     };
     let mut events: Vec<Event> = (0..batch.len()).map(event).collect();
     for (row, event) in events.iter_mut().enumerate() {
-        assert_eq!(batch.shared_value(row).as_deref(), event.value.as_deref(), "shared and borrowed are the same");
+        assert_eq!(lending.shared_value(row).as_deref(), event.value.as_deref(), "shared and borrowed are the same");
         batch.headers(row, &mut headers);
         event.headers = headers.iter().map(|(name, value)| ((*name).to_owned(), value.map(<[u8]>::to_vec))).collect();
     }
