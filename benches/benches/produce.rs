@@ -17,6 +17,10 @@ use tapedeck_benches::table::{Aim, Table};
 use tapedeck_common::bus::Outgoing;
 use tapedeck_testbed::Workload;
 
+/// The replayer's, see `replayer/src/main.rs`.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> Result<ExitCode> {
     let options = Options::read();
     let mut table =

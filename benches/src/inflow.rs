@@ -99,8 +99,17 @@ async fn read(consumer: &mut KafkaConsumer, events: u64, mut take: impl FnMut(St
     Ok(cpu_now().saturating_sub(began.context("nothing was assigned")?))
 }
 
-/// Reads `events` and does nothing but look at the length of each value, in the client's own bulk call.
-pub fn touch(broker: &Broker, events: u64) -> Result<Duration> {
+/// What the yardstick looks at. The client unpacks headers only for who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Touched {
+    /// Values.
+    Values,
+    /// Values and headers.
+    Headers,
+}
+
+/// Reads `events` and does nothing but look at the length of what is `touched` of each, in the client's own bulk call.
+pub fn touch(broker: &Broker, events: u64, touched: Touched) -> Result<Duration> {
     let reader = Cluster::open(&cluster(&broker.bootstrap, &[]))?;
     let mut spans = std::collections::BTreeMap::new();
     for partition in 0..PARTITIONS {
@@ -111,6 +120,9 @@ pub fn touch(broker: &Broker, events: u64) -> Result<Duration> {
     reader.read_back(&broker.topic, &spans, PATIENCE, |event| {
         seen += 1;
         bytes += event.value().map_or(0, <[u8]>::len);
+        if touched == Touched::Headers {
+            bytes += event.headers().map(|(name, value)| name.len() + value.map_or(0, <[u8]>::len)).sum::<usize>();
+        }
         ControlFlow::Continue(())
     })?;
     let spent = cpu_now().saturating_sub(before);
