@@ -176,7 +176,12 @@ fn a_store_that_refuses_a_wrong_clock_is_waited_out() -> Result<()> {
     // Past the session time-out; the outage itself is what is tested.
     sleep(SESSION + Duration::from_secs(2));
     ensure!(clocked.rebalances()? == rebalances, "the member was put out: {}", clocked.archiver.stderr());
+    // One that is started by such a clock waits as well; it is not taken for one without rights.
+    let started = clocked.site.archiver_in(clocked.clock.environment())?;
+    std::mem::replace(&mut clocked.archiver, started).kill9()?;
+    clocked.archiver.wait_for_text("RequestTimeTooSkewed", PATIENCE)?;
     clocked.clock.set(0)?;
+    clocked.archived_soon("with the right clock again")?;
     clocked.witness.rest()?;
     clocked.judged().map(drop)
 }
