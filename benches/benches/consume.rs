@@ -16,7 +16,7 @@ use tapedeck_testbed::Workload;
 
 fn main() -> Result<ExitCode> {
     let options = Options::read();
-    let mut table = Table::begin(&options, "consume", "the client's bulk read, values (or headers too) only touched / KafkaConsumer with copies");
+    let mut table = Table::begin(&options, "consume", "the client's bulk read, only touched / KafkaConsumer with copies");
     for (workload, count) in [(Workload::A, 200_000), (Workload::C, 1_400_000)] {
         for compression in ["none", "lz4"] {
             let name = format!("{workload:?} {compression}");
