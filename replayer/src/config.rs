@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -14,7 +15,7 @@ use tapedeck_kafka::config::ClusterSettings;
 use tapedeck_storage::store::StoreOptions;
 
 use crate::cli::Place;
-use crate::target::Target;
+use crate::target::{KafkaTarget, Target, TargetBus};
 
 /// Memory for objects and events on their way, unless configured.
 const MEMORY_DEFAULT: u64 = 256 << 20;
@@ -161,9 +162,15 @@ impl Config {
         })
     }
 
-    /// The settings of a target's cluster.
-    pub fn cluster(&self, brokers: &[String]) -> ClusterSettings {
-        ClusterSettings { brokers: brokers.to_vec(), client: self.client.clone() }
+    /// The bus of a target; none for the standard output.
+    pub fn bus(&self, target: &Target) -> Option<Arc<dyn TargetBus>> {
+        match target {
+            Target::Kafka { brokers, .. } => {
+                let settings = ClusterSettings { brokers: brokers.clone(), client: self.client.clone() };
+                Some(Arc::new(KafkaTarget::new(settings)))
+            }
+            Target::Stdout => None,
+        }
     }
 }
 

@@ -19,7 +19,6 @@ pub mod order;
 pub mod pacer;
 pub mod plan;
 pub mod planner;
-pub mod prepare;
 pub mod progress;
 pub mod proof;
 pub mod render;

@@ -3,15 +3,12 @@
 //! Promises: sees what a `read_committed` consumer sees; trusts neither cursor nor report. Never: write.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::Serialize;
 use tapedeck_common::bus::BusError;
 use tapedeck_common::error::{BoxError, ErrorKind};
-use tapedeck_common::{LaneId, Span};
-use tapedeck_kafka::admin::{Cluster, SeenEvent};
+use tapedeck_common::{LaneId, Timestamp};
 use tapedeck_storage::segment::EventBatch;
 use tokio::sync::mpsc;
 
@@ -21,9 +18,6 @@ use crate::plan::{CURSOR_EVENTS, Plan};
 use crate::proof::{Findings, LaneProof, LaneSeen};
 use crate::replay::{original_time, raw_names};
 use crate::stream::{Chunk, StreamError};
-
-/// How long the target may be silent while there is something to read.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The client holds at most this many events, and bytes, of which the bus has not spoken: what a kill may send again.
 const IN_FLIGHT_EVENTS: u64 = 100_000;
@@ -104,28 +98,26 @@ pub struct TargetSeen {
     stamped_by_broker: u64,
 }
 
-/// Reads all topics of a job's target. Waits: not for an async thread.
-pub fn read_target(cluster: &Cluster, plan: &Plan, job: &str) -> Result<TargetSeen, VerifyError> {
-    let mut reader = TargetReader::new(plan, job);
-    let there = cluster.topics()?;
-    let mut topics: Vec<String> = plan.lanes.iter().map(|lane| plan.target.topic_for(&lane.topic, job)).collect();
-    topics.sort();
-    topics.dedup();
-    for topic in topics {
-        let partitions = *there.get(&topic).ok_or_else(|| VerifyError::NoTopic(topic.clone()))?;
-        let mut spans: BTreeMap<i32, Span> = BTreeMap::new();
-        for partition in 0..partitions {
-            spans.insert(partition, cluster.watermarks(&topic, partition)?);
-        }
-        cluster.read_back(&topic, &spans, PATIENCE, |event| {
-            reader.see(&topic, event);
-            ControlFlow::Continue(())
-        })?;
-    }
-    Ok(reader.seen)
+/// One event as it was found at the target.
+#[derive(Debug)]
+pub struct Found<'a> {
+    /// The topic there.
+    pub topic: &'a str,
+    /// The partition there.
+    pub partition: i32,
+    /// Its time, and whether the bus set it itself.
+    pub time: Option<(Timestamp, bool)>,
+    /// Its key.
+    pub key: Option<&'a [u8]>,
+    /// Its value.
+    pub value: Option<&'a [u8]>,
+    /// Its headers, names as bytes, the markers behind its own.
+    pub headers: &'a [(&'a [u8], Option<&'a [u8]>)],
 }
 
-struct TargetReader<'a> {
+/// Takes in what a target holds, event by event.
+#[derive(Debug)]
+pub struct TargetReader<'a> {
     job: &'a str,
     numbers: BTreeMap<LaneId, u32>,
     topics: Vec<String>,
@@ -136,7 +128,8 @@ struct TargetReader<'a> {
 }
 
 impl<'a> TargetReader<'a> {
-    fn new(plan: &Plan, job: &'a str) -> Self {
+    /// For a job.
+    pub fn new(plan: &Plan, job: &'a str) -> Self {
         let lanes = plan.lanes.iter().map(|_| LaneSeen::default()).collect();
         Self {
             job,
@@ -159,20 +152,20 @@ impl<'a> TargetReader<'a> {
         Some(number)
     }
 
-    fn see(&mut self, topic: &str, event: &SeenEvent<'_>) {
-        let headers: Vec<(&[u8], Option<&[u8]>)> = event.headers().collect();
-        let Some(marked) = markers::read(&headers).filter(|marked| marked.job == self.job) else {
+    /// Takes in the next event of its partition.
+    pub fn see(&mut self, event: &Found<'_>) {
+        let Some(marked) = markers::read(event.headers).filter(|marked| marked.job == self.job) else {
             self.seen.others += 1;
             return;
         };
         let number = self
             .number(&marked.lane)
-            .filter(|number| marked.lane.partition == event.partition() && self.topics[*number as usize] == topic);
+            .filter(|number| marked.lane.partition == event.partition && self.topics[*number as usize] == event.topic);
         let Some(number) = number else {
             self.seen.misplaced += 1;
             return;
         };
-        let carried = match event.time() {
+        let carried = match event.time {
             Some((time, false)) => Some(time.millis_floor()),
             Some((_, true)) => {
                 self.seen.stamped_by_broker += 1;
@@ -181,10 +174,15 @@ impl<'a> TargetReader<'a> {
             None => None,
         };
         self.digest.begin(marked.time_millis, carried);
-        self.digest.field(event.key());
-        self.digest.field(event.value());
-        headers[..marked.own_headers].iter().for_each(|(name, value)| self.digest.header(name, *value));
+        self.digest.field(event.key);
+        self.digest.field(event.value);
+        event.headers[..marked.own_headers].iter().for_each(|(name, value)| self.digest.header(name, *value));
         self.seen.lanes[number as usize].see(marked.position, self.digest.finish());
+    }
+
+    /// All that was taken in.
+    pub fn finish(self) -> TargetSeen {
+        self.seen
     }
 }
 

@@ -10,8 +10,6 @@ use tapedeck_common::backoff::Backoff;
 use tapedeck_common::error::{ErrorKind, report};
 use tapedeck_common::{ByteBudget, Clock};
 use tapedeck_daemon::shutdown::Shutdown;
-use tapedeck_kafka::config::ClusterSettings;
-use tapedeck_kafka::producer::{KafkaProducer, ProducerSettings};
 use tapedeck_storage::store::Store;
 use tracing::warn;
 
@@ -21,29 +19,7 @@ use crate::plan::Plan;
 use crate::progress::Counters;
 use crate::replay::{self, Ended, Ledger, LedgerError, ReplayError, Run};
 use crate::stream::{self, Source};
-
-/// How long the client waits for a batch to fill, in milliseconds. An idempotent client has one request of a partition in
-/// flight, and its thread spins as soon as an event behind it has waited for longer than this: a fifth of the CPU is left
-/// if that never happens. Without a limit batches fill by size, so only the very last ones wait. With a limit it is the
-/// grain in which events reach the topic.
-const LINGER_MS: u32 = 500;
-const LINGER_PACED_MS: u32 = 5;
-
-/// Half of the client's queue: the batches of all partitions that are being filled fit it, so none ever waits for room.
-const FILLING_BYTES: usize = 4 << 20;
-
-/// Batches of one partition: Kafka's default limit of a batch is a little more than the largest.
-const BATCH_BYTES: (usize, usize) = (64 << 10, 1_000_000);
-
-/// The target's settings, with ours where the user has none.
-fn tuned(cluster: &ClusterSettings, plan: &Plan) -> ClusterSettings {
-    let lanes_of = |topic: &str| plan.lanes.iter().filter(|lane| lane.topic == topic).count();
-    let lanes = plan.partitions().keys().map(|topic| lanes_of(topic)).max().unwrap_or(1);
-    let batch = (FILLING_BYTES / lanes.max(1)).clamp(BATCH_BYTES.0, BATCH_BYTES.1);
-    let mut cluster = cluster.clone();
-    cluster.client.entry("batch.size".to_owned()).or_insert_with(|| batch.to_string());
-    cluster
-}
+use crate::target::TargetBus;
 
 /// All that one replay is built from.
 pub struct Replay {
@@ -55,8 +31,8 @@ pub struct Replay {
     pub limits: Limits,
     /// Where the archive lies.
     pub store: Store,
-    /// The target's cluster.
-    pub cluster: ClusterSettings,
+    /// Where it goes.
+    pub target: Arc<dyn TargetBus>,
     /// Where cursors are kept.
     pub ledger: Arc<dyn Ledger>,
     /// Memory for objects and events on their way.
@@ -98,8 +74,7 @@ impl Replay {
     }
 
     async fn run_once(&mut self, cursor: Cursor) -> (Result<Ended, ReplayError>, Cursor) {
-        let linger_ms = if self.limits == Limits::default() { LINGER_MS } else { LINGER_PACED_MS };
-        let mut producer = match KafkaProducer::start(&tuned(&self.cluster, &self.plan), ProducerSettings { linger_ms }) {
+        let mut producer = match self.target.start(&self.plan, self.limits) {
             Ok(producer) => producer,
             Err(error) => return (Err(error.into()), cursor),
         };
@@ -109,7 +84,7 @@ impl Replay {
             plan: Arc::clone(&self.plan),
             cursor,
             limits: self.limits,
-            producer: &mut producer,
+            producer: producer.as_mut(),
             ledger: Arc::clone(&self.ledger),
             clock: self.clock.as_ref(),
             counters: Arc::clone(&self.counters),

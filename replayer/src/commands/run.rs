@@ -10,8 +10,6 @@ use tapedeck_daemon::admin::{Admin, AdminServer, Component, Heartbeats, Readines
 use tapedeck_daemon::shutdown::{self, Shutdown};
 use tapedeck_daemon::telemetry::LogLevel;
 use tapedeck_daemon::{Exit, Failure};
-use tapedeck_kafka::admin::Cluster;
-use tapedeck_kafka::config::ClusterSettings;
 use tapedeck_storage::archive::Archive;
 use tapedeck_storage::ids::fresh_uuid;
 use tracing::{info, warn};
@@ -28,7 +26,6 @@ use crate::metrics;
 use crate::pacer::Limits;
 use crate::plan::Plan;
 use crate::planner::{Ask, plan as make_plan};
-use crate::prepare::{Existing, PrepareError, advise, check_names, prepare};
 use crate::progress::Counters;
 use crate::render;
 use crate::replay::{Ended, Ledger, LedgerError, ReplayError};
@@ -36,7 +33,7 @@ use crate::report::Report;
 use crate::request::{is_empty, job_name, limits, refuse_later, request_text, selection, target, usage};
 use crate::show::{Show, follow, line};
 use crate::stream::whole_object_max;
-use crate::target::Target;
+use crate::target::{Advice, Target, TargetBus, check_names};
 use crate::wiring::Replay;
 
 /// From the first signal to the end: the drain takes 5 s at most, then the cursor and the report are written.
@@ -168,12 +165,11 @@ struct Session {
 impl Session {
     async fn run(self, chosen: Chosen) -> Result<Exit, Failure> {
         let Chosen { job, stored, limits } = chosen;
-        check_names(&stored.plan, &job).map_err(|error| usage(error.to_string()))?;
+        check_names(&stored.plan, &job).map_err(usage)?;
         self.say_start(&job, &stored.plan);
         let stored = self.jobs.settle_plan(&job, stored, self.clock.as_ref()).await.map_err(job_failed)?;
         let plan = Arc::new(stored.plan);
-        let Target::Kafka { brokers, .. } = &plan.target else { return Err(usage("this job went to stdout")) };
-        let cluster = self.config.cluster(brokers);
+        let target = self.config.bus(&plan.target).ok_or_else(|| usage("this job went to stdout"))?;
         let mut rng = chance(self.clock.as_ref());
         let nonce = fresh_uuid(self.clock.now(), &mut rng).to_string();
         let (owner, cursor) = match self.jobs.claim(&job, &owner_name(), &nonce, self.clock.as_ref()).await.map_err(job_failed)? {
@@ -191,7 +187,7 @@ impl Session {
         let _admin = self.admin(&job, &plan, limits, &counters)?;
         let hold = Hold::new(&self.archive.store, &job, &plan, &self.clock);
         let prepared = tokio::select! {
-            prepared = self.prepare(&cluster, &plan, &job, &hold, ledger.as_ref(), &cursor) => prepared.map(Some),
+            prepared = self.prepare(&target, &plan, &job, &hold, ledger.as_ref(), &cursor) => prepared.map(Some),
             () = shutdown.stopping().cancelled() => Ok(None),
         };
         let (ended, cursor) = match prepared {
@@ -203,7 +199,7 @@ impl Session {
                     plan: Arc::clone(&plan),
                     limits,
                     store: self.archive.store.clone(),
-                    cluster,
+                    target,
                     ledger: Arc::clone(&ledger),
                     budget: ByteBudget::new(self.config.memory),
                     clock: Arc::clone(&self.clock),
@@ -225,44 +221,36 @@ impl Session {
         self.finish(&plan, ended, cursor, ledger.as_ref(), &shutdown).await
     }
 
-    /// Looks after the target's topics and pins the plan, with signs of life while cluster and store take their time. True if the
+    /// Looks after the target's topics and pins the plan, with signs of life while bus and store take their time. True if the
     /// pin is set.
     async fn prepare(
         &self,
-        cluster: &ClusterSettings,
+        target: &Arc<dyn TargetBus>,
         plan: &Arc<Plan>,
         job: &str,
         hold: &Hold,
         ledger: &dyn Ledger,
         cursor: &Cursor,
     ) -> Result<bool, Failure> {
-        let (settings, planned, name) = (cluster.clone(), Arc::clone(plan), job.to_owned());
-        let preparing = tokio::task::spawn_blocking(move || {
-            let cluster = Cluster::open(&settings)?;
-            prepare(&cluster, &planned, &name).map(|(said, existing)| (said, existing, cluster))
-        });
+        let (bus, planned, name) = (Arc::clone(target), Arc::clone(plan), job.to_owned());
+        let preparing = tokio::task::spawn_blocking(move || bus.prepare(&planned, &name));
         let both = async { tokio::join!(preparing, hold.begin()) };
-        let (said, is_held) = alive(both, cursor, ledger, self.clock.as_ref()).await.map_err(ledger_failed)?;
-        let said = said.map_err(|error| Failure::new(Exit::Bug, error))?;
-        let (said, existing, cluster) = said.map_err(|error: PrepareError| Failure::new(error.kind(), error))?;
-        for text in said {
+        let (prepared, is_held) = alive(both, cursor, ledger, self.clock.as_ref()).await.map_err(ledger_failed)?;
+        let prepared = prepared.map_err(|error| Failure::new(Exit::Bug, error))?;
+        let prepared = prepared.map_err(|error| Failure::new(error.kind(), error))?;
+        for text in prepared.said {
             info!(job, "{text}");
         }
-        self.advise(cluster, existing, job).await;
+        if let Some(advice) = prepared.advice {
+            self.advise(advice, job).await;
+        }
         Ok(is_held)
     }
 
     /// Warns of what existing topics will do to the events. The replay waits a moment for that, and no longer.
-    async fn advise(&self, cluster: Cluster, existing: Existing, job: &str) {
-        if existing.is_empty() {
-            return;
-        }
+    async fn advise(&self, advice: Advice, job: &str) {
         let (job, now) = (job.to_owned(), self.clock.now());
-        let advising = tokio::task::spawn_blocking(move || {
-            for text in advise(&cluster, &existing, now) {
-                warn!(job, "{text}");
-            }
-        });
+        let advising = tokio::task::spawn_blocking(move || advice(now).iter().for_each(|text| warn!(job, "{text}")));
         tokio::select! {
             _ = advising => {}
             () = self.clock.sleep(ADVICE_WAIT) => {}

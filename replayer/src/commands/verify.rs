@@ -4,8 +4,6 @@ use std::sync::Arc;
 
 use tapedeck_common::{ByteBudget, Position};
 use tapedeck_daemon::{Exit, Failure};
-use tapedeck_kafka::admin::Cluster;
-use tapedeck_kafka::config::ClusterSettings;
 
 use super::{chance, job_failed, open_archive, system_clock};
 use crate::cli::JobArgs;
@@ -16,8 +14,8 @@ use crate::progress::Counters;
 use crate::render;
 use crate::request::{job_name, usage};
 use crate::stream::{self, Source};
-use crate::target::Target;
-use crate::verify::{TargetSeen, VerifyError, compare, read_target};
+use crate::target::{Target, TargetBus};
+use crate::verify::{TargetReader, TargetSeen, VerifyError, compare};
 
 pub(super) async fn run(args: JobArgs) -> Result<Exit, Failure> {
     let job = job_name(&args.job)?;
@@ -27,7 +25,7 @@ pub(super) async fn run(args: JobArgs) -> Result<Exit, Failure> {
     let stored = Jobs::of(archive.store.clone()).plan(job).await.map_err(|error| Failure::new(error.kind(), error))?;
     let plan = Arc::new(stored.ok_or_else(unknown).map_err(job_failed)?.plan);
     let failed = |error: VerifyError| Failure::new(error.kind(), error);
-    let seen = target(cluster(&config, &plan, args.to.as_deref())?, &plan, job).await.map_err(failed)?;
+    let seen = read_back(bus(&config, &plan, args.to.as_deref())?, &plan, job).await.map_err(failed)?;
     let clock = system_clock();
     let source = Source {
         resume_at: vec![Position::default(); plan.lanes.len()],
@@ -48,16 +46,17 @@ pub(super) async fn run(args: JobArgs) -> Result<Exit, Failure> {
 }
 
 /// Where the target is: the flag, or the configuration, or the plan.
-fn cluster(config: &Config, plan: &Plan, to: Option<&str>) -> Result<ClusterSettings, Failure> {
+fn bus(config: &Config, plan: &Plan, to: Option<&str>) -> Result<Arc<dyn TargetBus>, Failure> {
     let flag = to.map(Target::parse).transpose().map_err(|error| usage(error.to_string()))?;
-    match flag.as_ref().or(config.target.as_ref()).unwrap_or(&plan.target) {
-        Target::Kafka { brokers, .. } => Ok(config.cluster(brokers)),
-        Target::Stdout => Err(usage("the job went to stdout: there is nothing to read back")),
-    }
+    let target = flag.as_ref().or(config.target.as_ref()).unwrap_or(&plan.target);
+    config.bus(target).ok_or_else(|| usage("the job went to stdout: there is nothing to read back"))
 }
 
-async fn target(cluster: ClusterSettings, plan: &Arc<Plan>, job: &str) -> Result<TargetSeen, VerifyError> {
+async fn read_back(bus: Arc<dyn TargetBus>, plan: &Arc<Plan>, job: &str) -> Result<TargetSeen, VerifyError> {
     let (plan, job) = (Arc::clone(plan), job.to_owned());
-    let reading = tokio::task::spawn_blocking(move || read_target(&Cluster::open(&cluster)?, &plan, &job));
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut reader = TargetReader::new(&plan, &job);
+        bus.read_back(&plan, &job, &mut reader).map(|()| reader.finish())
+    });
     reading.await.map_err(|error| VerifyError::Stopped(Box::new(error)))?
 }

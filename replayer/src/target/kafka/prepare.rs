@@ -11,6 +11,7 @@ use tapedeck_common::error::{ErrorKind, report};
 use tapedeck_kafka::admin::{Cluster, Created, TopicInfo};
 
 use crate::plan::Plan;
+use crate::target::PrepareError;
 
 /// Markers make an event larger than its original was.
 const MARKER_BYTES: u64 = 64 * 1024;
@@ -20,27 +21,6 @@ const MESSAGE_BYTES_DEFAULT: u64 = 1_048_588;
 
 /// Settings by which brokers refuse old and future events; brokers before Kafka 3.6 do not know them.
 const TIME_LIMITS: [&str; 2] = ["message.timestamp.before.max.ms", "message.timestamp.after.max.ms"];
-
-/// Why a target cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum PrepareError {
-    /// The cluster failed.
-    #[error(transparent)]
-    Bus(#[from] BusError),
-    /// It must not, or cannot, be used.
-    #[error("{0}")]
-    Refused(String),
-}
-
-impl PrepareError {
-    /// What to do about it.
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Bus(error) => error.kind(),
-            Self::Refused(_) => ErrorKind::Invalid,
-        }
-    }
-}
 
 /// What one topic of the target needs.
 struct Need {
@@ -54,10 +34,10 @@ struct Need {
 }
 
 /// Topics that were there before, and the earliest event that each is to take.
-pub type Existing = Vec<(String, Option<Timestamp>)>;
+pub(super) type Existing = Vec<(String, Option<Timestamp>)>;
 
 /// Prepares all topics of a job's target; answers what was found and done, one line each, and the topics that existed.
-pub fn prepare(cluster: &Cluster, plan: &Plan, job: &str) -> Result<(Vec<String>, Existing), PrepareError> {
+pub(super) fn prepare(cluster: &Cluster, plan: &Plan, job: &str) -> Result<(Vec<String>, Existing), PrepareError> {
     let needs = needs(plan, job)?;
     let there = cluster.topics()?;
     let cluster_id = cluster.id().ok();
@@ -76,7 +56,7 @@ pub fn prepare(cluster: &Cluster, plan: &Plan, job: &str) -> Result<(Vec<String>
 }
 
 /// What the settings of existing topics will do to the events. Advice only: a cluster that does not tell is left alone.
-pub fn advise(cluster: &Cluster, existing: &Existing, now: Timestamp) -> Vec<String> {
+pub(super) fn advise(cluster: &Cluster, existing: &Existing, now: Timestamp) -> Vec<String> {
     let mut said = Vec::new();
     for (topic, earliest) in existing {
         match cluster.topic(topic) {
@@ -90,11 +70,6 @@ pub fn advise(cluster: &Cluster, existing: &Existing, now: Timestamp) -> Vec<Str
         }
     }
     said
-}
-
-/// Checks the names of the target's topics without asking anybody.
-pub fn check_names(plan: &Plan, job: &str) -> Result<(), PrepareError> {
-    needs(plan, job).map(drop)
 }
 
 fn needs(plan: &Plan, job: &str) -> Result<Vec<Need>, PrepareError> {
