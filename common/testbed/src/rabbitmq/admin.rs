@@ -22,7 +22,7 @@ pub enum QueueKind {
     Stream,
 }
 
-/// How much lies in a queue, as the broker's statistics see it: up to a second late.
+/// How much lies in a queue, as the broker's statistics see it: up to a second late, five seconds for a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Depth {
     /// Nobody has it.
