@@ -67,8 +67,8 @@ fn a_killed_rabbitmq_comes_back_with_its_stream_and_its_queues() -> Result<()> {
     server.kill9()?;
     assert!(RabbitLoader::new(&server.uri()).is_err());
     server.start_again()?;
-    // Its end is where the next event lands.
-    load(&server, "log", 1)?;
+    // The end of the stream is where the next event lands.
+    wait_until("the stream's leader", LIMIT, || Ok(load(&server, "log", 1).is_ok()))?;
     let mut seen = Vec::new();
     read_stream_while(&server.uri(), "log", 0, |_, event| {
         let last = seen.len() == 5_000;
@@ -89,7 +89,7 @@ fn two_brokers_run_side_by_side_and_rabbitmqctl_reaches_each() -> Result<()> {
         return Ok(());
     }
     let settings = vec![("vm_memory_high_watermark.absolute".to_owned(), "600MB".to_owned())];
-    let (one, two) = (shared_rabbitmq(), RabbitServer::start(RabbitOptions { settings, ..RabbitOptions::default() })?);
+    let (one, two) = (shared_rabbitmq(), RabbitServer::start(RabbitOptions { settings })?);
     one.admin().declare("only-here", QueueKind::Classic, json!({}))?;
     load(one, "only-here", 10)?;
     assert!(two.admin().queue("only-here")?.is_none());
