@@ -5,7 +5,8 @@
 #   servers  Kafka and the S3 server of the tests (Java, Maven, Go), and openssl for certificates of tests
 #   azurite  the emulator of Azure (Node.js, npm); 365 MB in the cache
 #   ceph     a real Ceph, from packages of Debian in a root of their own (root, apt); 515 MB in the cache
-#   rabbitmq a real RabbitMQ, from packages of Debian in a root of their own (root, apt); SIZE MB in the cache. RABBITMQ_SUITE names another
+#   rabbitmq a real RabbitMQ, from packages of Debian in a root of their own (root, apt); 151 MB in the cache, and as much again for
+#            each other suite of Debian that RABBITMQ_SUITE names
 #   python   the engines that read an archive back (delta-rs, pyarrow, Polars, DuckDB, Spark), in a venv in the cache; and those
 #            of needs/readers.txt, as far as they can be had: venv-test/.without names the others
 #   deny     cargo-deny

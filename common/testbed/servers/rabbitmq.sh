@@ -9,7 +9,7 @@
 #   RABBITMQ_DIR    data, log, pid and certificates   (default CACHE/data/rabbitmq-PORT)
 #   RABBITMQ_CONF   more lines of rabbitmq.conf
 #
-# User guest / guest. `ctl` is rabbitmqctl: two seconds and a second Erlang VM, so only for what management cannot do.
+# User guest / guest. `ctl` is rabbitmqctl: a second Erlang VM and a second of time, so only for what management cannot do.
 # In DIR/tls lie ca.pem, server.pem and client.pem with their keys; a client certificate logs in as the user `client`, if there is
 # one, by EXTERNAL. `kill9` is the power cut of the tests. Needs root: it mounts, in a mount namespace that goes with the server.
 set -euo pipefail
@@ -106,8 +106,11 @@ configure() {
   mkdir -p "$dir"/{mnesia,log}
   [ -e "$dir/tls/.complete" ] || certificates
   configuration >"$dir/rabbitmq.conf"
-  # Depths of quorum queues are a second late at most, as those of others are by the interval above.
-  echo '[{rabbit, [{quorum_tick_interval, 1000}]}].' >"$dir/advanced.config"
+  # What management says of queues and connections is a second old at most: all that gathers it does so each second.
+  cat >"$dir/advanced.config" <<'C'
+[{rabbit, [{quorum_tick_interval, 1000}]},
+ {rabbitmq_management, [{sample_retention_policies, [{global, [{60, 1}]}, {basic, [{60, 1}]}, {detailed, [{60, 1}]}]}]}].
+C
   echo '[rabbitmq_management,rabbitmq_stream,rabbitmq_stream_management,rabbitmq_prometheus,rabbitmq_auth_mechanism_ssl].' \
     >"$dir/enabled_plugins"
 }

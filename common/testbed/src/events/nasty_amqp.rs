@@ -32,11 +32,14 @@ pub struct NastyAmqp {
     pub count: u64,
     /// How many of them have a body of 1 MiB; the last of these has 10 MiB.
     pub large: u64,
+    /// With decimals among the headers. A queue takes them; a stream does not: it holds AMQP 1.0, the broker (4.3) knows no decimal
+    /// there and drops the publisher's connection.
+    pub decimals: bool,
 }
 
 impl Default for NastyAmqp {
     fn default() -> Self {
-        Self { seed: 13, exchange: "nasty".to_owned(), count: 5_000, large: 8 }
+        Self { seed: 13, exchange: "nasty".to_owned(), count: 5_000, large: 8, decimals: true }
     }
 }
 
@@ -60,7 +63,7 @@ impl NastyAmqp {
         RabbitEvent {
             exchange: self.exchange.clone(),
             routing_key: routing_key(index),
-            properties: properties(index),
+            properties: properties(index, headers(index, self.decimals)),
             body: self.body(index),
         }
     }
@@ -108,10 +111,9 @@ fn longest(letter: &str) -> String {
     letter.repeat(255 / letter.len())
 }
 
-/// None, all, each alone, and then headers of every kind.
-fn properties(index: u64) -> BasicProperties {
+/// None, all, each alone, and then the headers with a name.
+fn properties(index: u64, headers: FieldTable) -> BasicProperties {
     let none = BasicProperties::default();
-    let headers = headers(index);
     match index % 31 {
         0 => none,
         1 => everything(headers),
@@ -151,9 +153,11 @@ fn everything(headers: FieldTable) -> BasicProperties {
         .with_cluster_id("".into())
 }
 
-fn headers(index: u64) -> FieldTable {
+fn headers(index: u64, decimals: bool) -> FieldTable {
+    let mut bounds = bounds();
+    bounds.retain(|value| decimals || !matches!(value, AMQPValue::DecimalValue(_)));
     match index % 7 {
-        0 => table(bounds().into_iter().enumerate().map(|(number, value)| (format!("bound-{number:02}"), value))),
+        0 => table(bounds.into_iter().enumerate().map(|(number, value)| (format!("bound-{number:02}"), value))),
         1 => table((0..200).map(|number| (format!("h{number}"), AMQPValue::LongString("x".into())))),
         2 => table([
             (String::new(), AMQPValue::LongString("nameless".into())),
@@ -163,7 +167,7 @@ fn headers(index: u64) -> FieldTable {
             ("größe".to_owned(), AMQPValue::LongString("日".into())),
         ]),
         3 => table([("deep".to_owned(), deep(DEPTH))]),
-        4 => table([("all".to_owned(), AMQPValue::FieldArray(bounds().into()))]),
+        4 => table([("all".to_owned(), AMQPValue::FieldArray(bounds.into()))]),
         5 => table([("timestamp_in_ms".to_owned(), AMQPValue::LongLongInt(1_795_082_400_123))]),
         _ => table([("schema".to_owned(), AMQPValue::LongString("shop/3".into()))]),
     }

@@ -1,21 +1,22 @@
 //! Reads streams and queues back, for the judge. Its own plain client, so that the judge shares no code with the judged.
 
-use std::collections::VecDeque;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use futures::StreamExt;
-use lapin::message::{BasicGetMessage, Delivery};
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions};
+use lapin::message::Delivery;
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel};
 
-use super::client::{Asked, Client, answer};
+use super::client::{Client, answer};
 use super::event::RabbitEvent;
+use crate::wait::wait_for;
 
 /// Deliveries of a stream that may be on their way.
 const PREFETCH: u16 = 1_000;
-/// Questions to a queue that may be on their way.
-const QUESTIONS: usize = 256;
+/// How long a consumer may be quiet before the queue is asked whether it is empty.
+const QUIET: Duration = Duration::from_millis(200);
 /// What a broker adds to the headers of a stream's event.
 const OFFSET: &str = "x-stream-offset";
 
@@ -72,32 +73,52 @@ pub fn read_stream_while(
     }
 }
 
-/// Takes everything that is ready out of a queue, in its order; what a consumer holds stays there. Not for streams.
+/// Takes everything that is ready out of a queue, in its order; what another consumer holds stays there. Not for streams.
+///
+/// A consumer is fast but never hears that there is no more, so one is given up when it is quiet; only a queue that says itself
+/// that it is empty ends it.
 pub fn read_queue(uri: &str, queue: &str) -> Result<Vec<Taken>> {
     let client = Client::connect(uri, "tapedeck testbed reader")?;
-    let mut questions = VecDeque::new();
+    let channel = client.channel();
+    answer("prefetch", channel.basic_qos(PREFETCH, BasicQosOptions::default()))?;
+    let name = ShortString::try_new(queue)?;
     let mut taken = Vec::new();
-    let mut empty = false;
     loop {
-        while !empty && questions.len() < QUESTIONS {
-            questions.push_back(question(client.channel(), queue)?);
-        }
-        let Some(question) = questions.pop_front() else { break };
-        match question.answer(&format!("an event of queue {queue}"))? {
-            None => empty = true,
-            Some(message) => {
-                let redelivered = message.redelivered;
-                taken.push(Taken { redelivered, event: event(message.delivery) });
-            }
+        consume(channel, &name, &mut taken)?;
+        let asked = channel.basic_get(name.clone(), BasicGetOptions { no_ack: true });
+        match answer(&format!("an event of queue {queue}"), asked)? {
+            Some(message) => taken.push(message.delivery.into()),
+            None => break,
         }
     }
     client.close()?;
     Ok(taken)
 }
 
-fn question(channel: &Channel, queue: &str) -> Result<Asked<Option<BasicGetMessage>>> {
-    let (channel, queue) = (channel.clone(), ShortString::try_new(queue)?);
-    Ok(Asked::now(async move { channel.basic_get(queue, BasicGetOptions { no_ack: true }).await }))
+/// Takes until nothing comes for a moment. What is on its way when the consumer is cancelled still arrives before the broker's yes.
+fn consume(channel: &Channel, queue: &ShortString, taken: &mut Vec<Taken>) -> Result<()> {
+    let consuming = channel.basic_consume(queue.clone(), "".into(), BasicConsumeOptions::default(), FieldTable::default());
+    let mut consumer = answer("a consumer", consuming)?;
+    while let Ok(next) = wait_for("an event", QUIET, consumer.next()) {
+        take(channel, next.context("the queue is gone")??, taken)?;
+    }
+    answer("an end", channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()))?;
+    while let Some(delivery) = answer("the last events", async { consumer.next().await.transpose() })? {
+        take(channel, delivery, taken)?;
+    }
+    Ok(())
+}
+
+fn take(channel: &Channel, delivery: Delivery, taken: &mut Vec<Taken>) -> Result<()> {
+    let tag = delivery.delivery_tag;
+    taken.push(delivery.into());
+    answer("acknowledging", channel.basic_ack(tag, BasicAckOptions::default()))
+}
+
+impl From<Delivery> for Taken {
+    fn from(delivery: Delivery) -> Self {
+        Self { redelivered: delivery.redelivered, event: event(delivery) }
+    }
 }
 
 fn event(delivery: Delivery) -> RabbitEvent {

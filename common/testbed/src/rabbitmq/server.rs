@@ -2,6 +2,7 @@
 //!
 //! `start` returns when AMQP, streams and management answer. The data survives `stop` and `kill9` until the value is dropped.
 //! A broker keeps its defaults but for what a small machine asks for; tests that need more say so in [`RabbitOptions`].
+//! It is the newest one, unless `RABBITMQ_SUITE` names the Debian suite of an older one (`make compat`).
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -15,11 +16,12 @@ use crate::scripted::Scripted;
 /// Ports of a broker, from the lowest on: AMQP, streams, management, metrics, Erlang's two, AMQP and streams by TLS.
 const PORTS: u16 = 8;
 
+/// Erlang: tables to the disk; those of Mnesia, if it is an older broker that has it, and those of Raft.
+const WRITE_DOWN: &str = "try mnesia:sync_log() catch _:_ -> none end, [dets:sync(Table) || Table <- dets:all()].";
+
 /// What may differ from one broker to another.
 #[derive(Debug, Clone, Default)]
 pub struct RabbitOptions {
-    /// The Debian suite that it comes from: `sid`, `trixie` or `bookworm`. Without it `RABBITMQ_SUITE` decides, else it is sid.
-    pub suite: Option<&'static str>,
     /// Further settings of rabbitmq.conf; they win over ours.
     pub settings: Vec<(String, String)>,
 }
@@ -37,8 +39,7 @@ impl RabbitServer {
     /// Starts a broker without queues.
     pub fn start(options: RabbitOptions) -> Result<Self> {
         let settings: Vec<String> = options.settings.iter().map(|(name, value)| format!("{name} = {value}")).collect();
-        let mut environment = vec![("RABBITMQ_CONF".to_owned(), settings.join("\n"))];
-        environment.extend(options.suite.map(|suite| ("RABBITMQ_SUITE".to_owned(), suite.to_owned())));
+        let environment = vec![("RABBITMQ_CONF".to_owned(), settings.join("\n"))];
         Ok(Self { server: Scripted::start("rabbitmq", "RABBITMQ", PORTS, environment)? })
     }
 
@@ -87,7 +88,7 @@ impl RabbitServer {
         (self.certificate("client.pem"), self.certificate("client.key"))
     }
 
-    /// Runs `rabbitmqctl` and returns what it says. It takes two seconds: for what [`RabbitAdmin`] cannot do.
+    /// Runs `rabbitmqctl` and returns what it says. It takes a second: for what [`RabbitAdmin`] cannot do.
     pub fn ctl(&self, arguments: &[&str]) -> Result<String> {
         self.server.run(&[&["ctl"], arguments].concat())
     }
@@ -98,11 +99,15 @@ impl RabbitServer {
     }
 
     /// Kills the broker with SIGKILL; its data stays as it is.
+    ///
+    /// One thing is written down before: which queues and streams there are. The broker does so once none was made for half a
+    /// second, and killed before it has forgotten what lies in the new ones; no test means that.
     pub fn kill9(&self) -> Result<()> {
+        self.ctl(&["eval", WRITE_DOWN])?;
         self.server.verb("kill9")
     }
 
-    /// Starts the broker again on the same ports and data.
+    /// Starts the broker again on the same ports and data. A stream of an older one (3.10) takes events a moment later.
     pub fn start_again(&self) -> Result<()> {
         self.server.verb("start")
     }
