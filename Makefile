@@ -1,5 +1,5 @@
 # The one door. Each target is a script in scripts/ that says at its head what it does.
-.PHONY: demo test check chaos bench bars fmt doc
+.PHONY: demo test check compat chaos bench bars fmt doc
 
 demo:   ## two minutes: archive, look, replay, prove; BUS=kafka for a real broker
 	@scripts/demo.sh
@@ -9,6 +9,9 @@ test:   ## everything, on real servers; gets what it needs; last line "N passed,
 
 check:  ## the quick inner loop: format, lints, unit tests
 	@scripts/check.sh
+
+compat: ## the RabbitMQ tests on older brokers: 4.0 and 3.10
+	@scripts/compat.sh
 
 chaos:  ## faults at random on real servers: MINUTES=10, SEED=n repeats one
 	@MINUTES=$(MINUTES) SEED=$(SEED) scripts/chaos.sh

@@ -1,17 +1,20 @@
 #!/bin/bash
-# Makes sure that what a task needs beyond Rust is there: needs.sh [build] [servers] [azurite] [ceph] [python] [deny]
+# Makes sure that what a task needs beyond Rust is there: needs.sh [build] [servers] [azurite] [ceph] [rabbitmq] [python] [deny]
 #
 #   build    what librdkafka is compiled with (C and C++ compilers, make, OpenSSL headers)
 #   servers  Kafka and the S3 server of the tests (Java, Maven, Go), and openssl for certificates of tests
 #   azurite  the emulator of Azure (Node.js, npm); 365 MB in the cache
 #   ceph     a real Ceph, from packages of Debian in a root of their own (root, apt); 515 MB in the cache
+#   rabbitmq a real RabbitMQ, from packages of Debian in a root of their own (root, apt); 151 MB in the cache, and as much again for
+#            each other suite of Debian that RABBITMQ_SUITE names
 #   python   the engines that read an archive back (delta-rs, pyarrow, Polars, DuckDB, Spark), in a venv in the cache; and those
 #            of needs/readers.txt, as far as they can be had: venv-test/.without names the others
 #   deny     cargo-deny
 #   cgroup   a limit of memory for a program (root)
 #
 # Debian's packages are installed where we are root; otherwise one line names all that is missing. Everything else lands in the
-# cache (TAPEDECK_CACHE, default ~/.cache/tapedeck). Doing it twice does nothing. Without arguments: all but azurite, ceph and cgroup.
+# cache (TAPEDECK_CACHE, default ~/.cache/tapedeck). Doing it twice does nothing. Without arguments: all but azurite, ceph, rabbitmq
+# and cgroup.
 # Code 3 means that this machine cannot hold what was asked for; the last line says why.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
@@ -27,6 +30,13 @@ has_venv() { has python3 && python3 -c 'import ensurepip, venv' 2>/dev/null; }
 
 cannot() { printf '%s\n' "$*" >&2; exit 3; }
 is_root() { [ "$(id -u)" = 0 ]; }
+
+# What runs in a root of its own, unpacked from another suite of Debian (debroot.sh).
+wants_debroot() {
+  is_root || cannot "$1 is unpacked and mounted by root only"
+  has apt-get && has dpkg-deb && has unshare || cannot "$1 comes from Debian's packages: apt-get, dpkg-deb and unshare are needed"
+  [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || cannot "$1 comes from Debian's packages: their keyring is missing"
+}
 
 wants() {
   case $1 in
@@ -45,10 +55,11 @@ wants() {
       is_root && has apt-get || cannot "Node.js and npm are missing (Debian: sudo apt-get install nodejs npm)"
       want nodejs npm
     fi ;;
-  ceph)
-    is_root || cannot "Ceph is unpacked and mounted by root only"
-    has apt-get && has dpkg-deb && has unshare || cannot "Ceph comes from Debian's packages: apt-get, dpkg-deb and unshare are needed"
-    [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || cannot "Ceph comes from Debian's packages: their keyring is missing" ;;
+  ceph) wants_debroot Ceph ;;
+  rabbitmq)
+    wants_debroot RabbitMQ
+    has nsenter || cannot "RabbitMQ is reached in its namespace by nsenter, which is missing"
+    has openssl || want openssl ;;
   python)
     has java || want openjdk-17-jre-headless
     has mvn || want maven
@@ -142,6 +153,7 @@ for group; do
   servers) get_servers ;;
   azurite) common/testbed/servers/azurite.sh fetch ;;
   ceph) common/testbed/servers/rgw.sh fetch ;;
+  rabbitmq) common/testbed/servers/rabbitmq.sh fetch ;;
   python) get_python ;;
   deny) get_deny ;;
   esac

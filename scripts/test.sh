@@ -2,8 +2,9 @@
 # All tests: what `make test` and CI run. Ends with one line, "N passed, N failed".
 #
 # Gets what it needs (needs.sh), then format, lints, docs, licences and walls, unit tests and integration tests on real servers,
-# deploy checks. A step that fails counts as one failure and the others still run; a missing server fails. Only stores, query
-# engines and limits of memory that a machine cannot hold (Ceph without root, for example) are left out, and then the end names them.
+# deploy checks. A step that fails counts as one failure and the others still run; a missing server fails. Only stores,
+# RabbitMQ, query engines and limits of memory that a machine cannot hold (Ceph without root, for example) are left out, and then the
+# end names them.
 set -uo pipefail
 . "$(dirname "$0")/lib.sh"
 
@@ -23,17 +24,17 @@ step() {
   fi
 }
 
-# store NAME GROUP: a store's server, or something else that not every machine gives, got by needs.sh. Where the machine cannot hold
-# it, its tests are told, and the end says so.
+# perhaps NAME GROUP VARIABLE: a server, or something else that not every machine gives, got by needs.sh. Where the machine cannot hold
+# it, its tests are told by the variable, and the end says so.
 untested=()
-store() {
-  local name=$1 group=$2 code=0 began=$SECONDS
+perhaps() {
+  local name=$1 group=$2 variable=$3 code=0 began=$SECONDS
   scripts/needs.sh "$group" >"$logs/step" 2>&1 || code=$?
   case $code in
   0) passed=$((passed + 1)); printf 'ok    %-40s %4d s\n' "$name" $((SECONDS - began)) ;;
   3)
     untested+=("$name: $(tail -1 "$logs/step")")
-    export TAPEDECK_STORES_WITHOUT="${TAPEDECK_STORES_WITHOUT:-} $group"
+    export "$variable=${!variable:-} $group"
     printf 'note  %-40s %4d s\n' "$name cannot be had here" $((SECONDS - began)) ;;
   *)
     failed=$((failed + 1)); printf 'FAIL  %-40s %4d s\n' "$name" $((SECONDS - began))
@@ -78,9 +79,10 @@ export PATH=$PATH:$cache/venv-go/bin
 say "what the tests need"
 step "build tools" scripts/needs.sh build
 step "Kafka and S3 servers" scripts/needs.sh servers
-store "Azurite" azurite
-store "Ceph" ceph
-store "Limits of memory" cgroup
+perhaps "Azurite" azurite TAPEDECK_STORES_WITHOUT
+perhaps "Ceph" ceph TAPEDECK_STORES_WITHOUT
+perhaps "RabbitMQ" rabbitmq TAPEDECK_BUSES_WITHOUT
+perhaps "Limits of memory" cgroup TAPEDECK_STORES_WITHOUT
 step "query engines" scripts/needs.sh python
 export TAPEDECK_READERS_WITHOUT=$(cat "$cache/venv-test/.without" 2>/dev/null)
 for engine in $TAPEDECK_READERS_WITHOUT; do untested+=("$engine: pip could not install it"); done

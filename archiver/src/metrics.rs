@@ -14,8 +14,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 use tapedeck_common::bus::Deliveries;
 use tapedeck_common::commit::{GapCause, Outcome, SegmentRef};
+use tapedeck_common::figures::BusFigures;
 use tapedeck_common::time::Timestamp;
-use tapedeck_kafka::counters::KafkaCounters;
 use tapedeck_storage::log::LogObserver;
 use tapedeck_storage::log::protocol::Tally;
 
@@ -80,6 +80,8 @@ pub struct Metrics {
     gaps: Family<GapLabels, Counter>,
     halted: Family<TopicLabels, Counter>,
     rebalances: Family<SourceLabels, Counter>,
+    reconnects: Family<SourceLabels, Counter>,
+    holes: Family<SourceLabels, Counter>,
     backpressure: Family<SourceLabels, Counter<f64, AtomicU64>>,
     conflicts: Family<SourceLabels, Counter>,
     commit_conflicts: Counter,
@@ -131,6 +133,8 @@ impl Metrics {
             gaps: Family::default(),
             halted: Family::default(),
             rebalances: Family::default(),
+            reconnects: Family::default(),
+            holes: Family::default(),
             backpressure: Family::default(),
             conflicts: Family::default(),
             commit_conflicts: Counter::default(),
@@ -167,6 +171,12 @@ impl Metrics {
         registry.register("gap_events", "Positions that the bus lost before they were archived: data loss", self.gaps.clone());
         registry.register("lanes_halted", "Lanes stopped: the bus cannot hand over their next event, the log of their table is damaged, or the archive is ahead of the bus", self.halted.clone());
         registry.register("rebalances", "Rebalances served", self.rebalances.clone());
+        registry.register("reconnects", "Connections to the broker made after the first", self.reconnects.clone());
+        registry.register(
+            "stream_holes",
+            "Positions of a stream inside of what was read at which the broker handed over nothing",
+            self.holes.clone(),
+        );
         let help = "Time for which reading waited for room in memory";
         registry.register_with_unit("backpressure", help, Unit::Seconds, self.backpressure.clone());
         registry.register("batches_abandoned", "Batches given up because another member committed first", self.conflicts.clone());
@@ -282,8 +292,10 @@ impl MaintainMetrics {
 /// What a consumer had counted when it was last looked at.
 #[derive(Debug, Default)]
 struct BusCounts {
-    of: Option<Arc<KafkaCounters>>,
+    of: Option<Arc<BusFigures>>,
     rebalances: u64,
+    reconnects: u64,
+    holes: u64,
     backpressure: Duration,
 }
 
@@ -299,17 +311,26 @@ pub struct SourceMetrics {
 
 impl SourceMetrics {
     /// Counts what this consumer counts, from now on.
-    pub fn follow(&self, counters: Arc<KafkaCounters>) {
-        *self.bus.lock().unwrap_or_else(PoisonError::into_inner) = BusCounts { of: Some(counters), ..BusCounts::default() };
+    pub fn follow(&self, figures: Arc<BusFigures>) {
+        *self.bus.lock().unwrap_or_else(PoisonError::into_inner) = BusCounts { of: Some(figures), ..BusCounts::default() };
     }
 
     fn observe_bus(&self) {
         let mut bus = self.bus.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(counters) = bus.of.clone() else { return };
-        let (rebalances, backpressure) = (counters.rebalances(), counters.backpressure());
-        self.all.rebalances.get_or_create(&self.labels()).inc_by(rebalances - bus.rebalances);
+        let Some(figures) = bus.of.clone() else { return };
+        self.add(&self.all.rebalances, figures.rebalances(), &mut bus.rebalances);
+        self.add(&self.all.reconnects, figures.reconnects(), &mut bus.reconnects);
+        self.add(&self.all.holes, figures.holes(), &mut bus.holes);
+        let backpressure = figures.backpressure();
         self.all.backpressure.get_or_create(&self.labels()).inc_by((backpressure - bus.backpressure).as_secs_f64());
-        (bus.rebalances, bus.backpressure) = (rebalances, backpressure);
+        bus.backpressure = backpressure;
+    }
+
+    /// What was counted since `before`; nothing is shown of what this bus does not count.
+    fn add(&self, shown: &Family<SourceLabels, Counter>, now: Option<u64>, before: &mut u64) {
+        let Some(now) = now else { return };
+        shown.get_or_create(&self.labels()).inc_by(now - *before);
+        *before = now;
     }
 
     fn topic(&self, topic: &str) -> TopicLabels {

@@ -9,15 +9,19 @@ use futures::future::join_all;
 use prometheus_client::registry::Registry;
 use tapedeck_common::backoff::Backoff;
 use tapedeck_common::budget::ByteBudget;
+use tapedeck_common::bus::{BusError, Consumer};
 use tapedeck_common::clock::Clock;
 use tapedeck_common::columns::ColumnsPool;
 use tapedeck_common::error::{ErrorKind, report};
+use tapedeck_common::figures::BusFigures;
 use tapedeck_daemon::admin::{Admin, AdminServer, Component, Heartbeats, Readiness, Token};
 use tapedeck_daemon::shutdown::{self, Shutdown};
 use tapedeck_daemon::telemetry::LogLevel;
 use tapedeck_daemon::{Exit, Failure, SystemClock};
 use tapedeck_kafka::config::KafkaSettings;
 use tapedeck_kafka::consumer::KafkaConsumer;
+use tapedeck_rabbitmq::config::RabbitSettings;
+use tapedeck_rabbitmq::consumer::RabbitConsumer;
 use tapedeck_storage::archive::{Archive, TABLE_PER_TOPIC};
 use tapedeck_storage::probe::probe;
 use tapedeck_storage::segment::{PartPool, WriterOptions};
@@ -25,7 +29,7 @@ use tapedeck_storage::store::{Store, StoreError, StoreOptions, open_store};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use crate::config::{Config, RawArchive, Source};
+use crate::config::{BusSettings, Config, RawArchive, Source};
 use crate::maintain::Means;
 use crate::maintain::duties::{Duties, Pictures as DutyPictures, Place};
 use crate::metrics::Metrics;
@@ -229,7 +233,7 @@ impl Archiver {
         let sources = self.config.sources.clone();
         let place = Place {
             archive: archive.clone(),
-            is_ours: Arc::new(move |topic: &str| sources.iter().any(|source| source.kafka.selects(topic))),
+            is_ours: Arc::new(move |topic: &str| sources.iter().any(|source| source.bus.selects(topic))),
             means: Means::new(maintain.memory, Some(maintain.rate), Arc::clone(&self.clock)),
             clock: Arc::clone(&self.clock),
         };
@@ -272,12 +276,12 @@ impl Archiver {
         let picture = Arc::new(self.pictures.add(&source.name));
         let heartbeat = heartbeats.register(format!("pipeline {}", source.name), SILENCE_MAX);
         let pulse: Arc<dyn Fn() + Send + Sync> = Arc::new(move || heartbeat.tick());
-        let settings = KafkaSettings { mark: parts.archive_id.clone(), ..source.kafka };
+        let bus = signed(source.bus, &source.name, &parts.archive_id);
+        let mut consumer_chance = self.chance.fork();
         let build = async move || {
-            let consumer =
-                KafkaConsumer::start(settings.clone(), &shared.budget, Arc::clone(&shared.pool), Arc::clone(&shared.clock))?;
-            metrics.follow(consumer.counters());
-            Ok(Pipeline::new(shared.clone(), Box::new(consumer), Arc::clone(&metrics), Arc::clone(&picture), Arc::clone(&pulse)))
+            let (consumer, figures) = start_consumer(bus.clone(), &shared, consumer_chance.fork())?;
+            metrics.follow(figures);
+            Ok(Pipeline::new(shared.clone(), consumer, Arc::clone(&metrics), Arc::clone(&picture), Arc::clone(&pulse)))
         };
         let (clock, chance, shutdown) = (Arc::clone(&self.clock), self.chance.fork(), self.shutdown.clone());
         async move {
@@ -306,13 +310,47 @@ async fn open(store: &Store, clock: &dyn Clock, chance: &mut fastrand::Rng) -> R
     Archive::open_or_create(store.clone(), TABLE_PER_TOPIC, clock, chance).await
 }
 
+/// The settings, with what tells the bus and its operators who we are.
+fn signed(bus: BusSettings, source: &str, archive_id: &str) -> BusSettings {
+    match bus {
+        BusSettings::Kafka(kafka) => BusSettings::Kafka(KafkaSettings { mark: archive_id.to_owned(), ..kafka }),
+        BusSettings::Rabbit(rabbit) => {
+            BusSettings::Rabbit(RabbitSettings { title: format!("tapedeck archiver {source} ({archive_id})"), ..rabbit })
+        }
+    }
+}
+
+fn start_consumer(
+    bus: BusSettings,
+    shared: &Shared,
+    chance: fastrand::Rng,
+) -> Result<(Box<dyn Consumer>, Arc<BusFigures>), BusError> {
+    let (budget, pool, clock) = (&shared.budget, Arc::clone(&shared.pool), Arc::clone(&shared.clock));
+    Ok(match bus {
+        BusSettings::Kafka(settings) => {
+            let consumer = KafkaConsumer::start(settings, budget, pool, clock)?;
+            let figures = consumer.counters().figures();
+            (Box::new(consumer), figures)
+        }
+        BusSettings::Rabbit(settings) => {
+            let consumer = RabbitConsumer::start(settings, budget, pool, clock, chance)?;
+            let figures = consumer.figures();
+            (Box::new(consumer), figures)
+        }
+    })
+}
+
 /// One line for whoever looks at the log first: what will be archived, and where.
 fn announce(source: &Source, config: &Config, archive: &Archive) {
+    let hosts = match &source.bus {
+        BusSettings::Kafka(kafka) => kafka.cluster.brokers.join(","),
+        BusSettings::Rabbit(rabbit) => rabbit.place.hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+    };
     info!(
         source = %source.name,
         topics = source.topics.join(", "),
-        brokers = source.kafka.cluster.brokers.join(","),
-        group = %source.kafka.group,
+        brokers = hosts,
+        group = source.bus.kafka().map(|kafka| kafka.group.as_str()),
         archive = %archive.store.url,
         archive_id = %archive.config.id,
         seal_bytes = config.seal.bytes_max,

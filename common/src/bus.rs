@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::budget::BytePermit;
 use crate::columns::Columns;
-use crate::commit::{GapCause, Receipt};
+use crate::commit::{Checkpoint, GapCause, Receipt};
 use crate::error::{BoxError, ErrorKind};
 use crate::event::Header;
 use crate::position::{LaneId, Position, Span};
@@ -38,6 +38,27 @@ impl BusError {
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
+}
+
+/// Where a lane begins that the log has never seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// At the first event that the bus still has.
+    Earliest,
+    /// After the last event of now.
+    Latest,
+    /// At the first event of this time or later.
+    At(Timestamp),
+}
+
+/// What happens with events that a replay published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Replayed {
+    /// They are left out and counted.
+    #[default]
+    Skip,
+    /// They are read like all others.
+    Archive,
 }
 
 /// A run of events of one lane as the bus handed them over, not yet acknowledged. Its memory is reserved.
@@ -133,6 +154,8 @@ pub struct ToLocate {
     /// True if the log knows other lanes of the topic. Then an unknown lane is new and begins at its earliest event,
     /// whatever start is configured.
     pub topic_known: bool,
+    /// Where all lanes of the table stand: by their names a bus without ids tells what became of a lane.
+    pub table: Arc<Checkpoint>,
 }
 
 /// What the bus was asked. It comes by itself, whatever else is done meanwhile; dropping it gives the question up.

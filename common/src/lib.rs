@@ -11,6 +11,7 @@ pub mod columns;
 pub mod commit;
 pub mod error;
 pub mod event;
+pub mod figures;
 pub mod limits;
 pub mod position;
 pub mod time;

@@ -1,14 +1,16 @@
 //! `archiver check`: all that can be known before running; with `--online` also what the brokers and the store say.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use tapedeck_common::clock::Clock;
 use tapedeck_daemon::{Exit, Failure, SystemClock};
 use tapedeck_kafka::admin::{OnlineReport, check_online};
+use tapedeck_rabbitmq::config::RabbitSettings;
 use tapedeck_storage::probe::probe;
 use tapedeck_storage::store::open_store;
 
-use crate::config::{Config, Source};
+use crate::config::{BusSettings, Config, Source};
 use crate::wiring::{memory_limit, store_options};
 
 /// Checks, says what was found, and fails at the first thing that cannot work.
@@ -24,7 +26,12 @@ pub(super) fn run(path: &Path, online: bool) -> Result<Exit, Failure> {
     super::on_runtime(check_store(&config))?;
     let mut missing = 0;
     for source in &config.sources {
-        missing += report(source, &check_online(&source.kafka).map_err(|error| Failure::new(error.kind(), error))?);
+        match &source.bus {
+            BusSettings::Kafka(kafka) => {
+                missing += report(source, &check_online(kafka).map_err(|error| Failure::new(error.kind(), error))?);
+            }
+            BusSettings::Rabbit(rabbit) => drop(super::on_runtime(check_stream(source, rabbit))?),
+        }
     }
     match missing {
         0 => Ok(Exit::Done),
@@ -53,4 +60,20 @@ fn report(source: &Source, found: &OnlineReport) -> usize {
         outln!("  topic {topic}: does not exist");
     }
     found.missing.len()
+}
+
+async fn check_stream(source: &Source, rabbit: &RabbitSettings) -> Result<Exit, Failure> {
+    let settings = RabbitSettings { title: format!("tapedeck check {}", source.name), ..rabbit.clone() };
+    let clock = SystemClock::new();
+    let chance = fastrand::Rng::with_seed(clock.now().micros() as u64);
+    let found = tapedeck_rabbitmq::admin::check_online(&settings, Arc::new(clock), chance).await;
+    let found = found.map_err(|error| Failure::new(error.kind(), error))?;
+    outln!("source {}: cluster {}, {}", source.name, found.cluster, found.server);
+    let table = source.tables.table_of(&rabbit.stream);
+    match found.seen {
+        (None, _) => outln!("  stream {}: handed over no event, table {table}", rabbit.stream),
+        (Some(first), None) => outln!("  stream {}: from offset {first} on, table {table}", rabbit.stream),
+        (Some(first), Some(end)) => outln!("  stream {}: from offset {first} to {end} or later, table {table}", rabbit.stream),
+    }
+    Ok(Exit::Done)
 }

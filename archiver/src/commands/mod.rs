@@ -35,6 +35,9 @@ use crate::cli::{self, Cli, Command, ConfigCommand};
 use crate::config::{Config, EXAMPLE, RawConfig};
 use crate::wiring::Archiver;
 
+/// The client of RabbitMQ logs bodies of messages.
+const SILENT: &[&str] = &["lapin"];
+
 /// Does a command.
 pub fn run(command: Command, format: LogFormat) -> Result<Exit, Failure> {
     let level = start_logs(format)?;
@@ -64,7 +67,7 @@ fn write_out(text: std::fmt::Arguments<'_>) {
 
 fn start_logs(format: LogFormat) -> Result<LogLevel, Failure> {
     let filter = std::env::var("RUST_LOG").ok();
-    telemetry::start(format, filter.as_deref()).map_err(|error| Failure::new(error.kind(), error))
+    telemetry::start(format, filter.as_deref(), SILENT).map_err(|error| Failure::new(error.kind(), error))
 }
 
 fn on_runtime(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {

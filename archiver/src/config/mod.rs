@@ -1,8 +1,10 @@
 //! The checked configuration: valid types, no leftover options. Built from [`RawConfig`]; components are built from it in `wiring`.
 
+mod bus;
 mod maintain;
 mod raw;
 mod rules;
+mod selector;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,11 +12,13 @@ use std::time::Duration;
 
 use tapedeck_common::limits;
 use tapedeck_common::time::Timestamp;
-use tapedeck_daemon::units::moment;
-use tapedeck_kafka::config::{ClusterSettings, GroupProtocol, KafkaSettings, Membership, Replayed, Start, TopicSelector};
 
+pub use bus::BusSettings;
 pub use maintain::Maintenance;
-pub use raw::{RawArchive, RawConfig, RawGroupProtocol, RawKafka, RawOnGap, RawReplayed, RawSource, RawTableRule};
+pub use raw::{
+    RawArchive, RawConfig, RawGroupProtocol, RawKafka, RawOnGap, RawOnRecreated, RawPrefetch, RawRabbit, RawReplayed, RawSource,
+    RawTableRule,
+};
 pub use rules::TableRules;
 
 use crate::pipeline::OnGap;
@@ -45,10 +49,10 @@ fn bad(path: impl Into<String>, what: impl Into<String>) -> BadConfig {
 pub struct Source {
     /// Its name in logs and metrics.
     pub name: String,
-    /// The topics and patterns, as they are written.
+    /// The topics, patterns or streams, as they are written.
     pub topics: Vec<String>,
-    /// The Kafka cluster and what is read of it.
-    pub kafka: KafkaSettings,
+    /// The bus and what is read of it.
+    pub bus: BusSettings,
     /// What happens where the bus lost events.
     pub on_gap: OnGap,
     /// Which table a topic goes to.
@@ -83,17 +87,18 @@ impl Config {
             return Err(bad("sources", "nothing to archive: add at least one source"));
         }
         let listen = raw.admin.listen.as_deref().unwrap_or(LISTEN_DEFAULT);
+        let memory = memory_budget(&raw)?;
         let config = Self {
             seal: seal_policy(&raw)?,
             grace: raw.shutdown.grace.map_or(limits::SHUTDOWN_GRACE_DEFAULT, |grace| grace.get()),
-            memory_budget: memory_budget(&raw)?,
-            maintain: Maintenance::check(&raw.maintain, memory_budget(&raw)?)?,
+            memory_budget: memory,
+            maintain: Maintenance::check(&raw.maintain, memory)?,
             listen: listen
                 .parse()
                 .map_err(|_| bad("admin.listen", format!("`{listen}` is no address:port, for example {LISTEN_DEFAULT}")))?,
             token_file: raw.admin.token_file.map(PathBuf::from),
             archive: raw.archive,
-            sources: sources(raw.sources, raw.replayed, now)?,
+            sources: sources(raw.sources, raw.replayed, memory, now)?,
         };
         if config.grace.is_zero() {
             return Err(bad("shutdown.grace", "must be above zero"));
@@ -123,15 +128,8 @@ impl Config {
         }
         warnings.extend(self.maintain.warnings());
         for (index, source) in self.sources.iter().enumerate() {
-            let same_group = |other: &&Source| {
-                other.kafka.group == source.kafka.group && other.kafka.cluster.brokers == source.kafka.cluster.brokers
-            };
-            if self.sources[..index].iter().any(|other| same_group(&other)) {
-                warnings.push(format!(
-                    "sources[{index}].kafka.group: `{}` is used by two sources of this file: each event goes to one of them only",
-                    source.kafka.group
-                ));
-            }
+            let earlier = self.sources[..index].iter().map(|source| &source.bus);
+            warnings.extend(source.bus.warnings(&format!("sources[{index}]"), earlier, self.memory_budget));
         }
         warnings
     }
@@ -158,8 +156,10 @@ fn memory_budget(raw: &RawConfig) -> Result<usize, BadConfig> {
     usize::try_from(bytes).map_err(|_| bad("memory.budget", "is more than this machine can address"))
 }
 
-fn sources(raw: Vec<RawSource>, replayed: RawReplayed, now: Timestamp) -> Result<Vec<Source>, BadConfig> {
+fn sources(raw: Vec<RawSource>, replayed: RawReplayed, memory: usize, now: Timestamp) -> Result<Vec<Source>, BadConfig> {
     let mut sources: Vec<Source> = Vec::with_capacity(raw.len());
+    let rabbits = raw.iter().filter(|source| source.rabbitmq.is_some()).count();
+    let given = bus::Given { replayed, prefetch_bytes: memory / 4 / rabbits.max(1), now };
     for (index, source) in raw.into_iter().enumerate() {
         let path = format!("sources[{index}]");
         if source.name.is_empty() {
@@ -172,55 +172,27 @@ fn sources(raw: Vec<RawSource>, replayed: RawReplayed, now: Timestamp) -> Result
             ));
         }
         let tables = TableRules::parse(&source.tables).map_err(|(index, what)| bad(format!("{path}.tables[{index}]"), what))?;
-        let topics = source.kafka.topics.clone();
-        let on_gap = match source.kafka.on_gap {
+        let (topics, on_gap, bus) = match (source.kafka, source.rabbitmq) {
+            (Some(kafka), None) => {
+                (kafka.topics.clone(), kafka.on_gap, BusSettings::Kafka(bus::kafka(&format!("{path}.kafka"), kafka, &given)?))
+            }
+            (None, Some(rabbit)) => {
+                let bus = BusSettings::Rabbit(bus::rabbit(&format!("{path}.rabbitmq"), rabbit.clone(), &given)?);
+                (vec![rabbit.stream], rabbit.on_gap, bus)
+            }
+            _ => return Err(bad(path, "name one bus: kafka or rabbitmq")),
+        };
+        let on_gap = match on_gap {
             RawOnGap::Record => OnGap::Record,
             RawOnGap::Halt => OnGap::Halt,
         };
-        let kafka = kafka_settings(&format!("{path}.kafka"), source.kafka, replayed, now)?;
-        if sources.iter().any(|other| are_one_member(&other.kafka, &kafka)) {
+        if sources.iter().any(|other| other.bus.is_one_member_with(&bus)) {
             let what = "is that of an earlier source of the same group: the two would put each other out; give each its own";
             return Err(bad(format!("{path}.kafka.group_instance_id"), what));
         }
-        sources.push(Source { name: source.name, topics, kafka, on_gap, tables });
+        sources.push(Source { name: source.name, topics, bus, on_gap, tables });
     }
     Ok(sources)
-}
-
-/// True if the group would take these two for one static member.
-fn are_one_member(one: &KafkaSettings, other: &KafkaSettings) -> bool {
-    let name = |kafka: &KafkaSettings| Some((kafka.membership.instance.clone()?, kafka.group.clone()));
-    name(one).is_some() && name(one) == name(other) && one.cluster.brokers == other.cluster.brokers
-}
-
-fn kafka_settings(path: &str, raw: RawKafka, replayed: RawReplayed, now: Timestamp) -> Result<KafkaSettings, BadConfig> {
-    let start = match raw.start.as_str() {
-        "earliest" => Start::Earliest,
-        "latest" => Start::Latest,
-        time => Start::At(
-            moment(time, now)
-                .map_err(|error| bad(format!("{path}.start"), format!("must be earliest, latest or a time: {error}")))?,
-        ),
-    };
-    let named = |error: tapedeck_kafka::config::SettingsError| bad(format!("{path}.{}", error.name), error.why);
-    let topics = raw.topics.iter().map(|topic| TopicSelector::parse(topic)).collect::<Result<_, _>>().map_err(named)?;
-    let replayed = match replayed {
-        RawReplayed::Skip => Replayed::Skip,
-        RawReplayed::Archive => Replayed::Archive,
-    };
-    let protocol = match raw.group_protocol {
-        RawGroupProtocol::Classic => GroupProtocol::Classic,
-        RawGroupProtocol::Consumer => {
-            let what = "consumer is refused: in tests a new member was left without partitions now and then \
-                        (docs/decisions/0002); use classic";
-            return Err(bad(format!("{path}.group_protocol"), what));
-        }
-    };
-    let membership = Membership { protocol, instance: raw.group_instance_id };
-    let cluster = ClusterSettings { brokers: raw.brokers, client: raw.client };
-    let settings = KafkaSettings { cluster, group: raw.group, membership, topics, start, replayed, mark: String::new() };
-    settings.check().map_err(named)?;
-    Ok(settings)
 }
 
 #[cfg(test)]

@@ -63,7 +63,11 @@ pub struct RawSource {
     /// Its name in logs and metrics.
     pub name: String,
     /// Topics of a Kafka cluster.
-    pub kafka: RawKafka,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kafka: Option<RawKafka>,
+    /// A stream of a RabbitMQ cluster. Each source names one bus.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rabbitmq: Option<RawRabbit>,
     /// Which table a topic goes to; the first rule that matches wins. Default: a table for each topic.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tables: Vec<RawTableRule>,
@@ -99,6 +103,67 @@ pub struct RawKafka {
     pub client: BTreeMap<String, String>,
 }
 
+/// A stream of a RabbitMQ cluster. See docs/rabbitmq.md.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawRabbit {
+    /// `host:port` of some nodes; the port is 5672 if it is left out.
+    pub hosts: Vec<String>,
+    /// The virtual host.
+    #[serde(default = "root_vhost")]
+    pub vhost: String,
+    /// The user. It needs the right to read the stream, and no other.
+    pub user: String,
+    /// The password, for example `${file:/etc/tapedeck/rabbitmq-password}`.
+    pub password: String,
+    /// True accepts that the password and the events cross a network as they are.
+    #[serde(default)]
+    pub insecure: bool,
+    /// The cluster's name, which is part of every event's address. Default: what the server calls itself. Set it, so that a server
+    /// that is called otherwise one day is no other cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
+    /// The stream; its name is the topic of its events.
+    pub stream: String,
+    /// Where a stream begins that the archive has never seen: `earliest`, `latest` or a time.
+    #[serde(default = "earliest")]
+    pub start: String,
+    /// What happens where the bus lost events before they were archived: `record` writes the gap into the log and goes on,
+    /// `halt` stops the stream until somebody decides.
+    #[serde(default)]
+    pub on_gap: RawOnGap,
+    /// What happens if the stream is found shorter than the archive and begins at 0: `halt` stops it, `begin` takes it for a stream
+    /// that was made anew and archives it from its first event, beside what was archived.
+    #[serde(default)]
+    pub on_recreated: RawOnRecreated,
+    /// How much the broker may hand over beyond what was taken in.
+    #[serde(default)]
+    pub prefetch: RawPrefetch,
+}
+
+/// What happens if a stream is found shorter than the archive.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawOnRecreated {
+    /// It stands still.
+    #[default]
+    Halt,
+    /// It begins anew.
+    Begin,
+}
+
+/// How much a broker may hand over beyond what was taken in.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawPrefetch {
+    /// Events at most. Default 1000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub events: Option<u16>,
+    /// Their bytes, by the sizes of late. Default: a quarter of `memory.budget` for all RabbitMQ sources together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<ByteSize>,
+}
+
 /// How members of a group and its coordinator speak.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -119,6 +184,10 @@ pub enum RawOnGap {
     Record,
     /// The partition stands still.
     Halt,
+}
+
+fn root_vhost() -> String {
+    "/".to_owned()
 }
 
 fn earliest() -> String {

@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use tapedeck_kafka::config::TopicSelector;
-
 use super::raw::RawTableRule;
+use super::selector::Selector;
 
 /// Which table a topic goes to.
 #[derive(Debug, Clone, Default)]
-pub struct TableRules(Vec<(TopicSelector, Arc<str>)>);
+pub struct TableRules(Vec<(Selector, Arc<str>)>);
 
 impl TableRules {
     /// From the configuration; an error names the rule by its index.
@@ -17,7 +16,7 @@ impl TableRules {
             if rule.table.is_empty() {
                 return Err((index, "table: must not be empty".to_owned()));
             }
-            let topics = TopicSelector::parse(&rule.topics).map_err(|error| (index, error.to_string()))?;
+            let topics = Selector::parse(&rule.topics).map_err(|why| (index, why))?;
             Ok((topics, Arc::from(rule.table.as_str())))
         });
         rules.collect::<Result<_, _>>().map(Self)

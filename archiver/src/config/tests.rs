@@ -1,3 +1,4 @@
+use tapedeck_common::bus::Replayed;
 use tapedeck_daemon::config::Layers;
 
 use super::*;
@@ -35,7 +36,8 @@ fn defaults_are_those_of_the_documentation() {
     let config = checked(SOURCE).expect("valid");
     assert_eq!(config.seal, SealPolicy { bytes_max: 128 << 20, age_max: Duration::from_secs(300) });
     assert_eq!((config.memory_budget, config.grace), (512 << 20, Duration::from_secs(25)));
-    assert_eq!((config.sources[0].kafka.replayed, config.listen.to_string().as_str()), (Replayed::Skip, "127.0.0.1:9464"));
+    let kafka = config.sources[0].bus.kafka().expect("it is Kafka");
+    assert_eq!((kafka.replayed, config.listen.to_string().as_str()), (Replayed::Skip, "127.0.0.1:9464"));
 }
 
 #[test]
@@ -144,4 +146,42 @@ fn where_the_archive_lies_reaches_the_store_as_it_is_written() {
     let options = crate::wiring::store_options(&raw.archive);
     assert_eq!((options.url.as_str(), options.endpoint.as_deref()), ("gs://bucket/prod", Some("https://h")));
     assert_eq!((options.ca_file, options.region, options.path_style), (Some(PathBuf::from("/etc/ca.pem")), None, None));
+}
+
+#[test]
+fn a_stream_is_a_source_and_what_cannot_work_is_named_with_its_path() {
+    let rabbit = |more: &str| {
+        checked(&format!(
+            "sources: [{{ name: orders, rabbitmq: {{ hosts: [localhost], user: archiver, password: x, {more} }} }}]"
+        ))
+    };
+    let config = rabbit("stream: orders").expect("valid");
+    let BusSettings::Rabbit(settings) = &config.sources[0].bus else { panic!("it is RabbitMQ") };
+    assert_eq!((settings.place.vhost.as_str(), settings.prefetch.events, settings.prefetch.bytes), ("/", 1_000, 128 << 20));
+    assert!(config.sources[0].bus.selects("orders") && !config.sources[0].bus.selects("order"));
+    assert!(config.warnings(None).is_empty());
+    assert_eq!(rabbit("stream: orders, prefetch: { bytes: 300MiB }").expect("valid").warnings(None).len(), 1);
+    let cases = [
+        ("stream: ''", "sources[0].rabbitmq.stream: name the stream"),
+        ("stream: s, start: soon", "sources[0].rabbitmq.start: must be earliest, latest or a time"),
+        ("stream: s, prefetch: { events: 0 }", "sources[0].rabbitmq.prefetch.events: must be above zero"),
+        ("stream: s, vhost: ''", "sources[0].rabbitmq.vhost: must have"),
+    ];
+    for (more, text) in cases {
+        let error = rabbit(more).expect_err(more);
+        assert!(error.contains(text), "{more}: {error}");
+    }
+    let hosts = |hosts: &str, user: &str| {
+        let rabbit = format!("rabbitmq: {{ hosts: [{hosts}], user: {user}, password: x, stream: s }}");
+        checked(&format!("sources: [{{ name: orders, {rabbit} }}]")).expect_err("refused")
+    };
+    assert!(hosts("'a:b'", "me").contains("sources[0].rabbitmq.hosts[0]: `a:b` is no host:port"));
+    assert!(hosts("rabbit-1", "guest").contains("sources[0].rabbitmq.user: guest works on loopback only; make a user"));
+    assert!(hosts("rabbit-1", "me").contains("sources[0].rabbitmq.hosts: the way to rabbit-1:5672 is not encrypted"));
+    for both in
+        ["", ", kafka: { brokers: [b], group: g, topics: [t] }, rabbitmq: { hosts: [h], user: u, password: p, stream: s }"]
+    {
+        let error = checked(&format!("sources: [{{ name: main{both} }}]")).expect_err("one bus");
+        assert!(error.contains("sources[0]: name one bus: kafka or rabbitmq"), "{error}");
+    }
 }

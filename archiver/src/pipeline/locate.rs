@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use futures::FutureExt as _;
 use tapedeck_common::bus::{Located, ToLocate};
-use tapedeck_common::commit::{Advance, CommitError, Record};
+use tapedeck_common::commit::{Advance, Checkpoint, CommitError, Record};
 use tapedeck_common::error::{ErrorKind, report};
 use tapedeck_common::position::{LaneId, Position, Span};
 use tracing::error;
@@ -48,6 +48,7 @@ pub(super) struct LookedUp {
     assignment: u64,
     log: Option<Position>,
     topic_known: bool,
+    table: Arc<Checkpoint>,
     table_log: SharedLog,
 }
 
@@ -100,6 +101,7 @@ impl Pipeline {
             topic: Arc::clone(&known.topic),
             log: known.log,
             topic_known: known.topic_known,
+            table: Arc::clone(&known.table),
         });
         let answers = self.consumer.locate(questions.collect());
         self.background.spawn(answers.map(move |answers| Done::Located(found, answers)));
@@ -213,12 +215,13 @@ fn start_of(lane: &LaneId, at: Position) -> Advance {
 async fn look_up_table(tables: &dyn Tables, lanes: Vec<Wanted>, found: &mut Vec<LookedUp>) -> Result<(), CommitError> {
     for Wanted { lane, topic, assignment } in lanes {
         let table_log = tables.open(&topic).await?;
-        found.push(LookedUp { lane, topic, assignment, log: None, topic_known: false, table_log });
+        found.push(LookedUp { lane, topic, assignment, log: None, topic_known: false, table: Arc::default(), table_log });
     }
     let Some(log) = found.first().map(|first| Arc::clone(&first.table_log)) else { return Ok(()) };
-    let checkpoint = log.lock().await.checkpoint().await?;
+    let checkpoint = Arc::new(log.lock().await.checkpoint().await?);
     for known in found {
         known.log = checkpoint.get(&known.lane).copied();
+        known.table = Arc::clone(&checkpoint);
         // A topic that was made again has a new source; in a table of its own any lane tells that its name is known.
         let own_table = !tables.is_shared(&known.topic);
         let in_the_log = checkpoint.keys().any(|lane| own_table || lane.source == known.lane.source);

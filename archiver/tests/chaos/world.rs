@@ -9,7 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use tapedeck_testbed::ports::PortPair;
+use tapedeck_testbed::ports::PortBlock;
 use tapedeck_testbed::{
     Admin, FaultProxy, HttpFault, KafkaOptions, KafkaServer, Running, S3Server, SlowLink, Truth, WallClock, Weather, Which,
     Witness,
@@ -63,7 +63,7 @@ pub struct World {
     proxy: FaultProxy,
     to_store: SlowLink,
     to_broker: SlowLink,
-    _door: PortPair,
+    _door: PortBlock,
     clocks: Vec<WallClock>,
     /// Replicas so far.
     started: usize,
@@ -85,7 +85,7 @@ pub struct World {
 impl World {
     /// Servers, an archive, replicas and a producer, all running.
     pub fn start(topic: &'static str, seed: u64) -> Result<Self> {
-        let door = PortPair::claim()?;
+        let door = PortBlock::claim(2)?;
         let to_broker = SlowLink::to(SocketAddr::from(([127, 0, 0, 1], door.first())), Duration::ZERO)?;
         let told = to_broker.address().port();
         let kafka = KafkaServer::start(KafkaOptions { door: Some((door.first(), told)), ..KafkaOptions::default() })?;

@@ -16,7 +16,7 @@ use tapedeck_storage::log::TableView;
 use tapedeck_storage::log::view::History;
 use tapedeck_storage::segment::{Scan, SegmentReader};
 use tapedeck_storage::store::{Store, StoreOptions, open_store};
-use tapedeck_testbed::{Program, Report, Running, S3Server, Truth, wait_until};
+use tapedeck_testbed::{Program, RabbitServer, Report, Running, S3Server, Truth, wait_until};
 use tempfile::TempDir;
 
 /// Long enough for the slowest machine; nothing waits this long unless something is broken.
@@ -64,6 +64,21 @@ impl Site {
             "  - {{ name: {name}, kafka: {{ brokers: ['{bootstrap}'], group: {group}, topics: [{topics}]{comma}{more} }} }}\n"
         ));
         self
+    }
+
+    /// Adds a RabbitMQ source; `what` are further lines of its `rabbitmq:` block, in flow style.
+    pub fn rabbit_source(mut self, name: &str, server: &RabbitServer, what: &str) -> Self {
+        let (host, user) = (server.amqp(), RabbitServer::USER);
+        self.sources.push_str(&format!(
+            "  - {{ name: {name}, rabbitmq: {{ hosts: ['{host}'], user: {user}, password: {user}, {what} }} }}\n"
+        ));
+        self
+    }
+
+    /// The same archive, with this source in place of all others.
+    pub fn rabbit_source_only(mut self, name: &str, server: &RabbitServer, what: &str) -> Self {
+        self.sources.clear();
+        self.rabbit_source(name, server, what)
     }
 
     /// The archive's address.

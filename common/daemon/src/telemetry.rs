@@ -9,6 +9,7 @@ use std::panic::PanicHookInfo;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use tracing_subscriber::filter::{FilterExt, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
@@ -91,19 +92,20 @@ impl fmt::Debug for LogLevel {
     }
 }
 
-/// Starts logging for the whole process, once. `filter` is the text of `RUST_LOG`, if it is set.
+/// Starts logging for the whole process, once. `filter` is the text of `RUST_LOG`, if it is set. Nothing is ever logged of the
+/// crates in `silent`, whatever a filter says: some log what they carry.
 ///
 /// ```no_run
 /// use tapedeck_daemon::telemetry::{LogFormat, start};
-/// let level = start(LogFormat::detect(), std::env::var("RUST_LOG").ok().as_deref())?;
+/// let level = start(LogFormat::detect(), std::env::var("RUST_LOG").ok().as_deref(), &[])?;
 /// level.set("debug")?;
 /// # Ok::<(), tapedeck_daemon::telemetry::TelemetryError>(())
 /// ```
-pub fn start(format: LogFormat, filter: Option<&str>) -> Result<LogLevel, TelemetryError> {
+pub fn start(format: LogFormat, filter: Option<&str>, silent: &'static [&'static str]) -> Result<LogLevel, TelemetryError> {
     let (filter, handle) =
         reload::Layer::new(parse_filter(filter.filter(|text| !text.trim().is_empty()).unwrap_or(FILTER_DEFAULT))?);
     Registry::default()
-        .with(lines(format).with_filter(filter))
+        .with(lines(format).with_filter(filter.and(filter_fn(move |of| !is_of(of.target(), silent)))))
         .try_init()
         .map_err(|error| TelemetryError(format!("logging was started before: {error}")))?;
     std::panic::set_hook(Box::new(log_panic));
@@ -111,6 +113,11 @@ pub fn start(format: LogFormat, filter: Option<&str>) -> Result<LogLevel, Teleme
         let filter = parse_filter(text)?;
         handle.reload(filter).map_err(|error| TelemetryError(format!("the log filter cannot be changed: {error}")))
     }))
+}
+
+/// True if a target lies in one of these crates.
+fn is_of(target: &str, crates: &[&str]) -> bool {
+    crates.iter().any(|name| target.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with("::")))
 }
 
 fn lines(format: LogFormat) -> Box<dyn Layer<Registry> + Send + Sync> {
@@ -162,6 +169,13 @@ mod tests {
         for bad in ["", "loud", "info,archiver=loud", "debgu"] {
             let error = parse_filter(bad).expect_err(bad).to_string();
             assert!(error.contains("write a level"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_silent_crate_is_silent_with_all_its_modules() {
+        for (target, silent) in [("lapin", true), ("lapin::returned_messages", true), ("lapinette", false), ("archiver", false)] {
+            assert_eq!(is_of(target, &["lapin"]), silent, "{target}");
         }
     }
 

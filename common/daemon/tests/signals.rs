@@ -18,7 +18,7 @@ fn role() {
     let Ok(role) = std::env::var(ROLE) else { return };
     // Whoever started this process holds its stdin: without them it ends.
     std::thread::spawn(|| std::io::stdin().read_to_end(&mut Vec::new()).map(|_| std::process::exit(99)));
-    telemetry::start(LogFormat::Json, None).expect("logs");
+    telemetry::start(LogFormat::Json, None, &[]).expect("logs");
     let grace = Duration::from_millis(if role == "stuck" || role == "abandons" { 3_500 } else { 60_000 });
     let shutdown = shutdown::install(grace, || "2 uploads".to_owned()).expect("signals");
     // An order is only seen by whoever asked before it came.

@@ -9,29 +9,8 @@ use std::fmt;
 
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use regex::bytes::{Regex, RegexBuilder};
+pub use tapedeck_common::bus::{Replayed, Start};
 use tapedeck_common::limits::FETCH_QUEUE_KIB;
-use tapedeck_common::time::Timestamp;
-
-/// Where a lane begins that the log has never seen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Start {
-    /// At the first event that the bus still has.
-    Earliest,
-    /// After the last event of now.
-    Latest,
-    /// At the first event of this time or later.
-    At(Timestamp),
-}
-
-/// What happens with events that a replay published.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Replayed {
-    /// They are left out and counted.
-    #[default]
-    Skip,
-    /// They are read like all others.
-    Archive,
-}
 
 /// Something about the settings that cannot work or must not be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

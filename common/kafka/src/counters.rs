@@ -1,18 +1,27 @@
 //! What a consumer counts about itself, for metrics. Plain numbers that only grow; reading them costs nothing.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tapedeck_common::figures::BusFigures;
+
 /// Counts of one consumer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct KafkaCounters {
     events: AtomicU64,
     bytes: AtomicU64,
     skipped: AtomicU64,
     stale: AtomicU64,
-    rebalances: AtomicU64,
-    backpressure_micros: AtomicU64,
     last_poll_micros: AtomicU64,
+    figures: Arc<BusFigures>,
+}
+
+impl Default for KafkaCounters {
+    fn default() -> Self {
+        let [events, bytes, skipped, stale, last_poll_micros] = Default::default();
+        Self { events, bytes, skipped, stale, last_poll_micros, figures: Arc::new(BusFigures::of_group()) }
+    }
 }
 
 macro_rules! counter {
@@ -45,18 +54,22 @@ impl KafkaCounters {
         /// Messages dropped because they came twice or belonged to an earlier assignment.
         stale, add_stale
     }
-    counter! {
-        /// Rebalances served.
-        rebalances, add_rebalances
+    /// Those that every bus counts.
+    pub fn figures(&self) -> Arc<BusFigures> {
+        Arc::clone(&self.figures)
     }
 
     /// How long reading has waited for room in memory or for a slow reader.
     pub fn backpressure(&self) -> Duration {
-        Duration::from_micros(self.backpressure_micros.load(Ordering::Relaxed))
+        self.figures.backpressure()
+    }
+
+    pub(crate) fn add_rebalances(&self, more: u64) {
+        self.figures.add_rebalances(more);
     }
 
     pub(crate) fn add_backpressure(&self, waited: Duration) {
-        self.backpressure_micros.fetch_add(waited.as_micros() as u64, Ordering::Relaxed);
+        self.figures.add_backpressure(waited);
     }
 
     /// When the client was last polled, on the monotonic clock: for a watchdog.

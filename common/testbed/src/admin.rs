@@ -2,10 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::pin::pin;
-use std::sync::Arc;
-use std::task::{Context as TaskContext, Poll, Wake, Waker};
-use std::thread::Thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -13,10 +9,10 @@ use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewPartitions, NewT
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use crate::wait::wait_until;
+use crate::wait::{wait_for, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -153,23 +149,7 @@ fn all_done(results: Vec<std::result::Result<String, (String, RDKafkaErrorCode)>
     Ok(())
 }
 
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-/// Waits for an admin call. Works within a tokio test too, where tokio's own `block_on` would panic.
-fn block_on<F: Future>(future: F) -> F::Output {
-    let mut future = pin!(future);
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let mut context = TaskContext::from_waker(&waker);
-    loop {
-        match future.as_mut().poll(&mut context) {
-            Poll::Ready(output) => return output,
-            Poll::Pending => std::thread::park(),
-        }
-    }
+/// Waits for the answer to an admin call, which has time limits of its own.
+fn block_on<T>(asked: impl Future<Output = KafkaResult<T>>) -> Result<T> {
+    Ok(wait_for("the broker's answer", 2 * LIMIT, asked)??)
 }

@@ -16,7 +16,7 @@ impl AzuriteServer {
 
     /// Starts it with its one container.
     pub fn start() -> Result<Self> {
-        Ok(Self { server: Scripted::start("azurite", "AZURITE", Vec::new())? })
+        Ok(Self { server: Scripted::start("azurite", "AZURITE", 2, Vec::new())? })
     }
 
     /// What a client finds in its environment. The account and its key are the emulator's own, and no secret.

@@ -41,7 +41,7 @@ impl KafkaServer {
         let extra: Vec<String> = options.extra.iter().map(|(name, value)| format!("{name}={value}")).collect();
         let mut environment = vec![("KAFKA_EXTRA".to_owned(), extra.join("\n")), ("KAFKA_HEAP".to_owned(), options.heap)];
         environment.extend(options.door.map(|(listens, told)| ("KAFKA_DOOR".to_owned(), format!("{listens}:{told}"))));
-        let server = Scripted::start("kafka", "KAFKA", environment)?;
+        let server = Scripted::start("kafka", "KAFKA", 2, environment)?;
         Ok(Self { server })
     }
 

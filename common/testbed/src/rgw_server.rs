@@ -32,7 +32,7 @@ impl RgwServer {
             RgwKind::Rados => "rados",
             RgwKind::Dbstore => "dbstore",
         };
-        let server = Scripted::start("rgw", "RGW", vec![("RGW_KIND".to_owned(), kind.to_owned())])?;
+        let server = Scripted::start("rgw", "RGW", 2, vec![("RGW_KIND".to_owned(), kind.to_owned())])?;
         Ok(Self { server })
     }
 

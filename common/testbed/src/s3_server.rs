@@ -31,7 +31,7 @@ impl S3Server {
 
     /// Starts a store without buckets.
     pub fn start() -> Result<Self> {
-        let server = Scripted::start("s3", "S3", Vec::new())?;
+        let server = Scripted::start("s3", "S3", 2, Vec::new())?;
         Ok(Self { server })
     }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context, Result, bail};
 
 use crate::leash::Leash;
-use crate::ports::PortPair;
+use crate::ports::PortBlock;
 
 /// Stopped, and its folder removed, on drop or when this process dies.
 #[derive(Debug)]
@@ -16,14 +16,14 @@ pub(crate) struct Scripted {
     script: PathBuf,
     environment: Vec<(String, String)>,
     folder: PathBuf,
-    ports: PortPair,
+    ports: PortBlock,
     leash: Option<Leash>,
 }
 
 impl Scripted {
-    /// Starts `servers/<name>.sh`. `prefix` is what its variables begin with.
-    pub(crate) fn start(name: &str, prefix: &str, more: Vec<(String, String)>) -> Result<Self> {
-        let ports = PortPair::claim()?;
+    /// Starts `servers/<name>.sh` on `ports` ports in a row. `prefix` is what its variables begin with.
+    pub(crate) fn start(name: &str, prefix: &str, ports: u16, more: Vec<(String, String)>) -> Result<Self> {
+        let ports = PortBlock::claim(ports)?;
         let folder = own_folder(name, ports.first());
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("servers").join(format!("{name}.sh"));
         let mut environment = more;
@@ -40,21 +40,27 @@ impl Scripted {
     }
 
     pub(crate) fn verb(&self, verb: &str) -> Result<()> {
+        self.run(&[verb]).map(drop)
+    }
+
+    /// Runs the script and returns what it says.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Result<String> {
         let output = Command::new(&self.script)
-            .arg(verb)
+            .args(arguments)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .output()
             .with_context(|| format!("{} can't be run", self.script.display()))?;
         if !output.status.success() {
             bail!(
-                "{} {verb} failed: {}{}",
+                "{} {} failed: {}{}",
                 self.script.display(),
+                arguments.join(" "),
                 String::from_utf8_lossy(&output.stdout),
                 String::from_utf8_lossy(&output.stderr)
             );
         }
-        Ok(())
+        Ok(String::from_utf8(output.stdout)?)
     }
 
     pub(crate) fn port(&self) -> u16 {

@@ -49,7 +49,7 @@ pub fn run(command: Command, format: LogFormat) -> Result<Exit, Failure> {
 
 fn start_logs(format: LogFormat) -> Result<LogLevel, Failure> {
     let filter = std::env::var("RUST_LOG").ok();
-    telemetry::start(format, filter.as_deref()).map_err(|error| Failure::new(error.kind(), error))
+    telemetry::start(format, filter.as_deref(), &[]).map_err(|error| Failure::new(error.kind(), error))
 }
 
 fn on_runtime(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {

@@ -12,7 +12,7 @@ use tapedeck_common::clock::Clock;
 use tapedeck_common::position::{LaneId, Position};
 use tapedeck_daemon::{Exit, Failure, SystemClock};
 use tapedeck_kafka::admin::{Cluster, Ends, TopicThere, TopicsThere};
-use tapedeck_kafka::config::TopicSelector;
+use tapedeck_kafka::config::{KafkaSettings, TopicSelector};
 use tapedeck_storage::archive::Archive;
 use tapedeck_storage::log::TableView;
 use tapedeck_storage::log::verify::TableReport;
@@ -31,6 +31,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// One source, while its cluster is being asked.
 struct Asked {
     source: Source,
+    kafka: KafkaSettings,
     cluster: Cluster,
     there: TopicsThere,
     /// Those of its topics that are to be compared.
@@ -84,16 +85,21 @@ fn begin(sources: Vec<Source>, only: Option<&str>) -> Result<Vec<Asked>, BusErro
     let mut seen: BTreeSet<Arc<str>> = BTreeSet::new();
     let mut asked = Vec::with_capacity(sources.len());
     for source in sources {
-        let cluster = Cluster::open(&source.kafka.cluster)?;
-        let there = cluster.topics_there(&source.kafka)?;
+        let Some(kafka) = source.bus.kafka().cloned() else {
+            // Over AMQP 0-9-1 a broker does not tell where a stream ends.
+            eprintln!("source {}: left out, RabbitMQ does not say where its streams end", source.name);
+            continue;
+        };
+        let cluster = Cluster::open(&kafka.cluster)?;
+        let there = cluster.topics_there(&kafka)?;
         let wanted = |topic: &str| only.is_none_or(|only| *source.tables.table_of(topic) == *only);
         // Two sources may name one topic.
         let mut first = |topic: &&TopicThere| wanted(&topic.name) && seen.insert(Arc::clone(&topic.source));
         let topics: Vec<TopicThere> = there.selected.iter().filter(&mut first).cloned().collect();
         let is_missing = |name: &&String| wanted(name) && !there.names.contains(*name);
-        let missing = source.kafka.topics.iter().filter_map(named).filter(is_missing).cloned().collect();
+        let missing = kafka.topics.iter().filter_map(named).filter(is_missing).cloned().collect();
         let begins = cluster.beginnings(&topics)?;
-        asked.push(Asked { source, cluster, there, topics, missing, begins, ends: Ends::new() });
+        asked.push(Asked { source, kafka, cluster, there, topics, missing, begins, ends: Ends::new() });
     }
     Ok(asked)
 }
@@ -110,7 +116,7 @@ fn named(selector: &TopicSelector) -> Option<&String> {
 fn end(mut asked: Vec<Asked>) -> Result<Vec<Asked>, BusError> {
     for one in &mut asked {
         one.ends = one.cluster.ends(&one.topics)?;
-        let now = one.cluster.topics_there(&one.source.kafka)?;
+        let now = one.cluster.topics_there(&one.kafka)?;
         for topic in &one.topics {
             if now.selected.iter().any(|there| there.source == topic.source) {
                 continue;

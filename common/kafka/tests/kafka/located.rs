@@ -21,7 +21,13 @@ async fn assigned(settings: KafkaSettings) -> (KafkaConsumer, Vec<AssignedLane>)
 }
 
 async fn locate(consumer: &mut KafkaConsumer, lane: &AssignedLane, log: Option<u64>, topic_known: bool) -> Located {
-    let question = ToLocate { lane: lane.lane.clone(), topic: lane.topic.clone(), log: log.map(Position::new), topic_known };
+    let question = ToLocate {
+        lane: lane.lane.clone(),
+        topic: lane.topic.clone(),
+        log: log.map(Position::new),
+        topic_known,
+        table: std::sync::Arc::default(),
+    };
     let answer = tokio::time::timeout(LIMIT, consumer.locate(vec![question])).await.expect("in time").expect("located");
     assert_eq!(answer.len(), 1);
     answer[0].1.clone()
@@ -82,7 +88,13 @@ async fn a_topic_that_is_met_for_the_first_time_is_answered_whole() {
         let settings = KafkaSettings { start, ..settings(&format!("met-{start:?}-{topic_known}"), &[&name]) };
         let (mut consumer, lanes) = assigned(settings).await;
         let lane = lanes.iter().find(|lane| lane.lane.partition == 1).expect("all three are ours");
-        let question = ToLocate { lane: lane.lane.clone(), topic: lane.topic.clone(), log: None, topic_known };
+        let question = ToLocate {
+            lane: lane.lane.clone(),
+            topic: lane.topic.clone(),
+            log: None,
+            topic_known,
+            table: std::sync::Arc::default(),
+        };
         let answers = tokio::time::timeout(LIMIT, consumer.locate(vec![question])).await.expect("in time").expect("located");
         assert_eq!(answers.len(), 1 + others, "{start:?}, topic known: {topic_known}");
         for (found, located) in answers {

@@ -333,7 +333,13 @@ impl Member {
             let questions = open.iter().filter_map(|lane| {
                 let topic = Arc::clone(self.lanes.get(lane)?);
                 let topic_known = positions.keys().any(|known| known.source == lane.source);
-                Some(ToLocate { lane: lane.clone(), topic, log: positions.get(lane).copied(), topic_known })
+                Some(ToLocate {
+                    lane: lane.clone(),
+                    topic,
+                    log: positions.get(lane).copied(),
+                    topic_known,
+                    table: Arc::default(),
+                })
             });
             let answers = self.consumer.locate(questions.collect()).await.expect("located");
             open.clear();

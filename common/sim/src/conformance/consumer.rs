@@ -171,7 +171,13 @@ async fn lanes_are_located_by_what_the_bus_still_has(world: &mut dyn ConsumerWor
         (Some(11), Located::Beyond { log: Position::new(11), bus_end: Position::new(10) }),
     ];
     for (log, answer) in cases {
-        let question = ToLocate { lane: lane.clone(), topic: topic.clone(), log: log.map(Position::new), topic_known: false };
+        let question = ToLocate {
+            lane: lane.clone(),
+            topic: topic.clone(),
+            log: log.map(Position::new),
+            topic_known: false,
+            table: std::sync::Arc::default(),
+        };
         let answers = reader.consumer.locate(vec![question]).await.expect("the bus is well");
         assert_eq!(answers, [(lane.clone(), answer)], "the log stands at {log:?}");
     }
@@ -181,7 +187,7 @@ async fn lanes_are_located_by_what_the_bus_still_has(world: &mut dyn ConsumerWor
 async fn a_lane_that_is_new_begins_at_its_first_event(world: &mut dyn ConsumerWorld) {
     let (topic, mut reader) = one_lane(world, 3).await;
     let lane = reader.lane();
-    let question = ToLocate { lane: lane.clone(), topic, log: None, topic_known: true };
+    let question = ToLocate { lane: lane.clone(), topic, log: None, topic_known: true, table: std::sync::Arc::default() };
     let answers = reader.consumer.locate(vec![question]).await.expect("the bus is well");
     assert_eq!(answers, [(lane, Located::Start(Position::new(0)))]);
     reader.consumer.close().await;

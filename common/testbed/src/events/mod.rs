@@ -5,6 +5,7 @@
 
 mod documents;
 pub mod nasty;
+pub mod nasty_amqp;
 mod partition;
 pub mod samples;
 mod words;

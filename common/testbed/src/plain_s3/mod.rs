@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 use http::Answer;
 use objects::Objects;
 
-use crate::ports::PortPair;
+use crate::ports::PortBlock;
 
 /// How the store behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,14 +35,14 @@ pub enum Manners {
 /// A running store; gone with its objects on drop.
 #[derive(Debug)]
 pub struct PlainS3 {
-    ports: PortPair,
+    ports: PortBlock,
     manners: Arc<AtomicU8>,
 }
 
 impl PlainS3 {
     /// Starts it, with no objects; every bucket exists.
     pub fn start(manners: Manners) -> Result<Self> {
-        let ports = PortPair::claim()?;
+        let ports = PortBlock::claim(2)?;
         let listener = TcpListener::bind(("127.0.0.1", ports.first())).context("a port for the store")?;
         let shared = Arc::new(AtomicU8::new(manners as u8));
         let objects = Arc::new(Mutex::new(Objects::default()));
