@@ -8,9 +8,11 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
 [ $# -gt 0 ] || set -- trixie bookworm
+code=0
 for suite; do
   say "RabbitMQ of Debian $suite"
   export RABBITMQ_SUITE=$suite
   scripts/needs.sh rabbitmq
-  cargo test --workspace --locked --test 'rabbit*'
+  cargo test --workspace --locked --no-fail-fast --test 'rabbit*' || code=1
 done
+exit "$code"

@@ -14,7 +14,7 @@ side_by_side=${1:-$((cores > 2 ? cores + 1 : 3))}
 built=$(cargo test --workspace --locked --no-run 2>&1) || { echo "$built"; exit 1; }
 
 # These take longest, so they begin first; every other test program follows, then the tests within the crates and the documentation.
-longest=(chaos kafka exactness circle real readers crash stores memory store_away clock truncated limited protocol_sim)
+longest=(chaos kafka exactness circle real readers crash stores memory store_away clock truncated limited rabbit_server protocol_sim)
 programs() {
   local found
   found=$(sed -nE 's,^ *Executable tests/([a-z0-9_]+)(/main)?\.rs .*,\1,p' <<<"$built" | sort -u)

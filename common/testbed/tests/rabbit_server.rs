@@ -1,6 +1,5 @@
 //! The real RabbitMQ of the tests: it takes and gives events, dies and comes back with them, and is managed; and the reader sees
 //! what the loader sent. `make compat` runs this on older brokers too.
-#![allow(clippy::disallowed_methods, reason = "the tests measure and wait in the real world")]
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,8 +8,8 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 use tapedeck_testbed::events::nasty_amqp::NastyAmqp;
 use tapedeck_testbed::rabbitmq::{
-    Depth, QueueKind, RabbitAdmin, RabbitEvent, RabbitLoader, RabbitOptions, RabbitServer, has_rabbitmq, read_queue, read_stream,
-    read_stream_while, shared_rabbitmq,
+    Depth, QueueKind, RabbitAdmin, RabbitEvent, RabbitLoader, RabbitOptions, RabbitServer, RawEvent, has_rabbitmq, publish_raw,
+    read_queue, read_stream, read_stream_while, shared_rabbitmq,
 };
 use tapedeck_testbed::wait_until;
 
@@ -35,12 +34,26 @@ fn wait_for_depth(admin: &RabbitAdmin, queue: &str, wanted: Depth) -> Result<()>
 }
 
 #[test]
+fn the_broker_is_that_of_the_suite_asked_for() -> Result<()> {
+    if !has_rabbitmq() {
+        return Ok(());
+    }
+    let version = shared_rabbitmq().admin().version()?;
+    println!("RabbitMQ {version}");
+    match std::env::var("RABBITMQ_SUITE").as_deref() {
+        Ok("trixie") => ensure!(version.starts_with("4.0."), "Debian trixie has {version}"),
+        Ok("bookworm") => ensure!(version.starts_with("3.10."), "Debian bookworm has {version}"),
+        _ => {}
+    }
+    Ok(())
+}
+
+#[test]
 fn a_hundred_thousand_events_lie_in_a_stream_in_the_order_in_which_they_were_sent() -> Result<()> {
     if !has_rabbitmq() {
         return Ok(());
     }
     let server = shared_rabbitmq();
-    println!("RabbitMQ {}", server.admin().version()?);
     server.admin().declare("ordered", QueueKind::Stream, json!({}))?;
     load(server, "ordered", 100_000)?;
     let events = read_stream(&server.uri(), "ordered", 0, 100_000)?;
@@ -226,5 +239,35 @@ fn nasty_events_come_out_of_streams_with_their_bodies_and_keys() -> Result<()> {
         let made = nasty.event(offset);
         assert_eq!((event.body, event.exchange, event.routing_key), (made.body, made.exchange, made.routing_key), "{offset}");
     }
+    Ok(())
+}
+
+/// Why the archiver must look at names before its client does.
+#[test]
+fn names_that_are_no_text_are_taken_by_the_broker_and_kill_the_reader() -> Result<()> {
+    if !has_rabbitmq() {
+        return Ok(());
+    }
+    let server = shared_rabbitmq();
+    let admin = server.admin();
+    admin.declare_exchange("poison", "fanout", json!({}))?;
+    let poisons = [(&b"key \xff"[..], &b"name"[..]), (b"key", b"name \xff")];
+    for (number, (key, name)) in poisons.into_iter().enumerate() {
+        let queue = format!("poisoned-{number}");
+        admin.declare(&queue, QueueKind::Classic, json!({}))?;
+        admin.bind("poison", &queue, "")?;
+        let exchange = b"poison".to_vec();
+        publish_raw(server.amqp(), &RawEvent { exchange, routing_key: key.into(), header: name.into(), body: b"x".into() })?;
+        let error = read_queue(&server.uri(), &queue).expect_err("the client wants text");
+        assert!(format!("{error:#}").to_lowercase().contains("pars"), "{error:#}");
+        admin.delete(&queue)?;
+    }
+    // The same by hand, with text, is an event like any other.
+    admin.declare("healthy", QueueKind::Classic, json!({}))?;
+    let event = RawEvent { routing_key: b"healthy".into(), header: b"name".into(), body: b"x".into(), ..RawEvent::default() };
+    publish_raw(server.amqp(), &event)?;
+    let taken = read_queue(&server.uri(), "healthy")?;
+    let headers = taken[0].event.properties.headers().as_ref().map(|table| table.contains_key("name"));
+    assert_eq!((taken.len(), headers), (1, Some(true)));
     Ok(())
 }

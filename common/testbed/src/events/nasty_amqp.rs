@@ -4,7 +4,7 @@
 //! long or look like paths; each of the fourteen properties alone, none and all of them; bodies around the size of a frame and of
 //! 1 and 10 MiB; times at the ends of their range. Left out is what no broker takes: floats that are no numbers or infinite (its
 //! parser knows only finite ones and drops the connection), the type `ShortString`, a foreign `user_id`, an `expiration` that
-//! is no number. So are texts that are not UTF-8 in names and keys: the client cannot send them.
+//! is no number. So are names and keys that are no UTF-8, which kill clients: see [`crate::rabbitmq::raw`].
 
 use anyhow::Result;
 use lapin::BasicProperties;

@@ -8,6 +8,7 @@ mod ask;
 mod client;
 pub mod event;
 pub mod load;
+pub mod raw;
 pub mod read;
 pub mod server;
 
@@ -15,6 +16,7 @@ pub use admin::{Depth, QueueKind, RabbitAdmin};
 pub use event::RabbitEvent;
 pub use lapin::{BasicProperties, types};
 pub use load::RabbitLoader;
+pub use raw::{RawEvent, publish_raw};
 pub use read::{Taken, read_queue, read_stream, read_stream_while};
 pub use server::{RabbitOptions, RabbitServer, shared_rabbitmq};
 
