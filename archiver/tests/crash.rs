@@ -3,6 +3,7 @@
 //! so that each stage lasts, and the dead process's last words say in which one it was. It is printed how long the archive took
 //! after each kill until all that was on the bus at the kill was in it: with the next kill waiting for that if `TAPEDECK_APART=1`,
 //! otherwise kills overlap. `TAPEDECK_STATIC=1` gives each replica a name in the group, and the next process that of the dead one.
+//! `TAPEDECK_KIP_848=1` lets the broker share out the partitions.
 
 #![allow(clippy::disallowed_methods, reason = "real servers live in real time; the seed is printed")]
 
@@ -155,13 +156,11 @@ fn kills_at_every_stage_lose_and_double_nothing() -> Result<()> {
     let mut chance = fastrand::Rng::with_seed(seed);
     Admin::new(&kafka)?.create_topic("crash", 4, &[("retention.ms", "-1")])?;
     let name = if number("TAPEDECK_STATIC", 0) == 1 { "group_instance_id: '${env:REPLICA}', " } else { "" };
-    let mut site = Site::on_s3(shared_s3(), "crash")?.source(
-        "main",
-        &kafka,
-        "crash",
-        &["crash"],
-        &format!("{name}client: {{ session.timeout.ms: '6000', heartbeat.interval.ms: '1000' }}"),
-    );
+    let protocol = match number("TAPEDECK_KIP_848", 0) {
+        0 => "client: { session.timeout.ms: '6000', heartbeat.interval.ms: '1000' }",
+        _ => "group_protocol: consumer",
+    };
+    let mut site = Site::on_s3(shared_s3(), "crash")?.source("main", &kafka, "crash", &["crash"], &format!("{name}{protocol}"));
     let link = SlowLink::to(shared_s3().address(), LATENCY)?;
     site.daemon_endpoint = Some(format!("http://{}", link.address()));
     let (stop, sent, judged) = (AtomicBool::new(false), AtomicU64::new(0), AtomicBool::new(false));

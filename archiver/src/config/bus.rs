@@ -105,11 +105,7 @@ pub(super) fn kafka(path: &str, raw: RawKafka, given: &Given) -> Result<KafkaSet
     let topics = raw.topics.iter().map(|topic| TopicSelector::parse(topic)).collect::<Result<_, _>>().map_err(named)?;
     let protocol = match raw.group_protocol {
         RawGroupProtocol::Classic => GroupProtocol::Classic,
-        RawGroupProtocol::Consumer => {
-            let what = "consumer is refused: in tests a new member was left without partitions now and then \
-                        (docs/decisions/0002); use classic";
-            return Err(bad(format!("{path}.group_protocol"), what));
-        }
+        RawGroupProtocol::Consumer => GroupProtocol::Consumer,
     };
     let membership = Membership { protocol, instance: raw.group_instance_id };
     let cluster = ClusterSettings { brokers: raw.brokers, client: raw.client };

@@ -81,8 +81,8 @@ pub struct RawKafka {
     pub brokers: Vec<String>,
     /// The consumer group. All replicas of one archiver share it; no other consumer may.
     pub group: String,
-    /// How the group shares out its partitions: `classic`. `consumer` (KIP-848) is known and refused: in tests a new member was
-    /// left without partitions now and then.
+    /// How the group shares out its partitions: `classic`, or `consumer` (KIP-848), which wants brokers from 4.0 on and leaves
+    /// sessions and heartbeats to them.
     #[serde(default)]
     pub group_protocol: RawGroupProtocol,
     /// A name of this replica that outlives the process (static membership): its partitions wait for it while it restarts,
@@ -171,7 +171,7 @@ pub enum RawGroupProtocol {
     /// The members share out the partitions.
     #[default]
     Classic,
-    /// The broker does. Refused.
+    /// The broker does.
     Consumer,
 }
 

@@ -58,8 +58,8 @@ fn bad_values_are_named_with_their_path() {
             "sources[0].kafka.client.group.instance.id: use `group_instance_id`",
         ),
         (
-            source("brokers: [b], group: g, topics: [t], group_protocol: consumer"),
-            "sources[0].kafka.group_protocol: consumer is refused",
+            source("brokers: [b], group: g, topics: [t], group_protocol: consumer, client: { session.timeout.ms: '6000' }"),
+            "sources[0].kafka.client.session.timeout.ms: with group_protocol consumer the broker sets it",
         ),
         (
             source("brokers: [b], group: g, topics: [t], group_instance_id: 'pod 0'"),

@@ -154,9 +154,17 @@ impl Site {
         Ok(block_on(rows(&self.store()?, table)))
     }
 
-    /// Waits until a table holds as many rows.
+    /// Waits until a table holds as many rows: as long as more come, however slow the machine is.
     pub fn wait_for_rows(&self, table: &str, rows: u64) -> Result<()> {
-        wait_until(&format!("{rows} rows of {table}"), PATIENCE, || Ok(self.rows(table)? >= rows))
+        let mut seen = 0;
+        while seen < rows {
+            let before = seen;
+            wait_until(&format!("{rows} rows of {table}, which has {before}"), PATIENCE, || {
+                seen = self.rows(table)?;
+                Ok(seen > before)
+            })?;
+        }
+        Ok(())
     }
 
     /// Holds the committed view of a topic against the truth.

@@ -160,6 +160,7 @@ impl Membership {
             return Err(SettingsError::new(format!("client.{name}"), why));
         }
         config.set("group.protocol", "consumer");
+        set_missing(config, KIP_848_DEFAULTS);
         Ok(())
     }
 }
@@ -241,6 +242,9 @@ const FROZEN: &[(&str, &str)] = &[
 /// The same for the classic group protocol; with the other one the client refuses what does not belong to it.
 const CLASSIC: &[(&str, &str)] = &[("group.protocol", "classic"), ("partition.assignment.strategy", "cooperative-sticky")];
 const CLASSIC_DEFAULTS: &[(&str, &str)] = &[("session.timeout.ms", "45000")];
+/// With the other one the broker gives a member this long to give partitions up, then puts it out, which ends any standstill
+/// (docs/decisions/0002). We serve the group all the time and give up what is revoked within ten seconds.
+const KIP_848_DEFAULTS: &[(&str, &str)] = &[("max.poll.interval.ms", "45000")];
 /// What members set with the classic protocol, and the broker with the other one.
 const OF_THE_BROKER: &[&str] = &["session.timeout.ms", "heartbeat.interval.ms"];
 
@@ -391,6 +395,7 @@ mod tests {
         assert_eq!(of(&classic, "partition.assignment.strategy").as_deref(), Some("cooperative-sticky"));
         let new = with(GroupProtocol::Consumer, None, &[]).expect("allowed");
         assert_eq!(of(&new, "group.protocol").as_deref(), Some("consumer"));
+        assert_eq!(of(&new, "max.poll.interval.ms").as_deref(), Some("45000"));
         for name in ["partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms", "group.instance.id"] {
             assert_eq!(of(&new, name), None, "the client refuses {name} with this protocol, or nobody asked for it");
         }

@@ -366,6 +366,11 @@ fn given_up(code: RDKafkaErrorCode) -> (ErrorKind, String) {
             let text = "another member has the same group_instance_id, or its session is not over yet: each replica needs one of its own";
             (ErrorKind::Unavailable, text.to_owned())
         }
+        // The broker knows no such request, or has the protocol switched off.
+        RDKafkaErrorCode::UnsupportedFeature | RDKafkaErrorCode::UnsupportedVersion => {
+            let text = "the brokers do not speak group_protocol consumer (KIP-848, Kafka 4.0 and later): use classic";
+            (ErrorKind::Invalid, text.to_owned())
+        }
         _ => (ErrorKind::Unavailable, format!("the Kafka client gave up: {code}")),
     }
 }

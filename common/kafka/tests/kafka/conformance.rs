@@ -70,7 +70,6 @@ async fn kafka_keeps_what_any_bus_must() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "refused: a rebalance may be waited for in vain, docs/decisions/0002; tried again with a newer broker and client"]
 async fn kafka_keeps_it_with_the_protocol_of_kip_848_too() {
     conformance::consumer(&mut KafkaWorld { protocol: GroupProtocol::Consumer, made: 0 }).await;
 }

@@ -16,7 +16,7 @@ use crate::support::{
     LIMIT, Member, SharedArchive, admin, broker, consumer, event, eventually, named, next, produce, settings_by, topic,
 };
 
-/// Every claim of this file, with both protocols; what users may not choose is only tried by hand.
+/// Every claim of this file, with both protocols.
 macro_rules! with_both_protocols {
     ($($claim:ident)*) => {
         mod classic {
@@ -29,7 +29,6 @@ macro_rules! with_both_protocols {
         mod kip_848 {
             use super::GroupProtocol;
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            #[ignore = "refused: a rebalance may be waited for in vain, docs/decisions/0002; tried again with a newer broker and client"]
             async fn $claim() {
                 super::$claim(GroupProtocol::Consumer).await;
             })*
@@ -46,6 +45,7 @@ with_both_protocols! {
     a_rebalance_while_there_is_no_room_loses_nothing
     after_a_seek_nothing_from_before_is_handed_over
     what_is_committed_is_acknowledged_to_the_group
+    a_static_member_that_comes_back_in_time_finds_its_lanes
 }
 
 /// Produces round robin, so slowly that every partition is read to its end again and again, until told to stop.
@@ -286,12 +286,11 @@ async fn what_is_committed_is_acknowledged_to_the_group(protocol: GroupProtocol)
 }
 
 /// A static member that ends and comes back within its session keeps its lane, and nobody else gets it meanwhile.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_static_member_that_comes_back_in_time_finds_its_lanes() {
-    let name = topic("static", 2);
+async fn a_static_member_that_comes_back_in_time_finds_its_lanes(protocol: GroupProtocol) {
+    let name = topic(&named(protocol, "static"), 2);
     let archive = SharedArchive::default();
     let join = |instance: &str| {
-        let mut settings = settings_by(GroupProtocol::Classic, &name, &[&name]);
+        let mut settings = settings_by(protocol, &name, &[&name]);
         settings.membership.instance = Some(instance.to_owned());
         Member::join(settings, &archive).run()
     };
@@ -337,7 +336,6 @@ async fn of_two_members_of_one_name_the_older_ends_and_says_why() {
 
 /// With the protocol of KIP-848 the younger one waits, as long as the older is there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "refused: a rebalance may be waited for in vain, docs/decisions/0002; tried again with a newer broker and client"]
 async fn of_two_members_of_one_name_the_younger_waits_by_kip_848() {
     let name = topic("twins-848", 1);
     let archive = SharedArchive::default();

@@ -1,7 +1,7 @@
 //! A small archive for the tests: a log in memory that accepts each step of a lane once, and members that read into it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -17,26 +17,16 @@ use tapedeck_common::time::Timestamp;
 use tapedeck_kafka::config::{ClusterSettings, GroupProtocol, KafkaSettings, Membership, Replayed, Start, TopicSelector};
 use tapedeck_kafka::consumer::KafkaConsumer;
 use tapedeck_kafka::producer::KafkaProducer;
-use tapedeck_testbed::{Admin, Event, KafkaOptions, KafkaServer};
+use tapedeck_testbed::{Admin, Event, shared_kafka};
 use tokio::task::JoinHandle;
 
-/// Longer than anything here may take; only a failing test waits that long.
-pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+/// Longer than anything here may take, a broker's patience with a member included; only a failing test waits that long.
+pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 
-/// Sessions as short as those that [`settings`] asks for; with the protocol of KIP-848 they are the broker's to set.
-const SESSIONS: [(&str, &str); 4] = [
-    ("group.consumer.min.session.timeout.ms", "1000"),
-    ("group.consumer.session.timeout.ms", "6000"),
-    ("group.consumer.min.heartbeat.interval.ms", "100"),
-    ("group.consumer.heartbeat.interval.ms", "300"),
-];
-
-/// One broker for all tests.
+/// One broker for all tests. Its sessions are as short as those that [`settings`] asks for: with the protocol of KIP-848 they are the
+/// broker's to set.
 pub(crate) fn broker() -> String {
-    static BROKER: OnceLock<KafkaServer> = OnceLock::new();
-    let extra = SESSIONS.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-    let options = KafkaOptions { extra, ..KafkaOptions::default() };
-    BROKER.get_or_init(|| KafkaServer::start(options).expect("the tests need a real Kafka")).bootstrap()
+    shared_kafka().bootstrap()
 }
 
 pub(crate) fn admin() -> Admin {
