@@ -107,6 +107,8 @@ struct LaneShare {
     span: Span,
     rows: u64,
     skipped: u64,
+    /// See [`Deliveries::window`].
+    window: Option<u64>,
 }
 
 /// A batch that is being collected.
@@ -140,6 +142,12 @@ impl OpenBatch {
     /// True if it touches the lane.
     pub fn touches(&self, lane: &LaneId) -> bool {
         self.lanes.contains_key(lane)
+    }
+
+    /// True once a lane holds half of what its bus hands over unacknowledged: while that is committed, the other half keeps coming.
+    pub fn is_window_half_used(&self) -> bool {
+        let half_used = |share: &LaneShare| share.window.is_some_and(|window| share.span.len() >= (window / 2).max(1));
+        self.lanes.values().any(half_used)
     }
 
     /// Topics and hours in it.
@@ -300,11 +308,16 @@ impl Batcher {
 impl OpenBatch {
     fn add(&mut self, mut run: Deliveries, piece: Span, now: Duration, oversize: Option<usize>, pool: &ColumnsPool) {
         let rows = run.events.len() as u64;
-        let share =
-            self.lanes.entry(run.lane.clone()).or_insert(LaneShare { span: Span::empty_at(piece.from()), rows: 0, skipped: 0 });
+        let share = self.lanes.entry(run.lane.clone()).or_insert(LaneShare {
+            span: Span::empty_at(piece.from()),
+            rows: 0,
+            skipped: 0,
+            window: None,
+        });
         share.span = share.span.stretched_to(piece.until());
         share.rows += rows;
         share.skipped += run.skipped;
+        share.window = run.window;
         self.rows += rows;
         self.payload_bytes += run.events.payload_bytes() as u64;
         let first = run.events.times.iter().min().map(|first| Timestamp::from_micros(*first));
@@ -359,6 +372,7 @@ mod tests {
         pool: ColumnsPool,
         budget: ByteBudget,
         lane: LaneId,
+        window: Option<u64>,
     }
 
     impl Bench {
@@ -366,7 +380,7 @@ mod tests {
             let lane = LaneId::new("kafka/c/t/0", 3);
             let mut batcher = Batcher::default();
             batcher.resume(&lane, Position::new(position));
-            Self { batcher, pool: ColumnsPool::new(1 << 20), budget: ByteBudget::new(1 << 20), lane }
+            Self { batcher, pool: ColumnsPool::new(1 << 20), budget: ByteBudget::new(1 << 20), lane, window: None }
         }
 
         /// One event at each position, at `position` hours.
@@ -380,7 +394,15 @@ mod tests {
             }
             let permit = self.budget.force(columns.memory_bytes());
             let span = Span::new(Position::new(from), Position::new(until)).expect("forward");
-            let run = Deliveries { lane: self.lane.clone(), topic: "orders".into(), span, events: columns, skipped: 0, permit };
+            let run = Deliveries {
+                lane: self.lane.clone(),
+                topic: "orders".into(),
+                span,
+                events: columns,
+                skipped: 0,
+                permit,
+                window: self.window,
+            };
             self.batcher.take_in(run, (Timestamp::from_micros(0), Duration::ZERO), &self.pool)
         }
 
@@ -398,6 +420,25 @@ mod tests {
         assert_eq!(bench.sealed_spans(), [(5, 10, 3)]);
         bench.deliver(10, &[10], 11).expect("meets");
         assert_eq!(bench.sealed_spans(), [(10, 11, 1)]);
+    }
+
+    #[test]
+    fn half_a_window_is_noticed_and_a_bus_that_does_not_wait_has_none() {
+        for (window, runs, half_used) in [
+            (None, 9, false),
+            (Some(8), 3, false),
+            (Some(8), 4, true),
+            (Some(9), 3, false),
+            (Some(9), 4, true),
+            (Some(1), 1, true),
+        ] {
+            let mut bench = Bench { window, ..Bench::resumed_at(5) };
+            for position in 5..5 + runs {
+                bench.deliver(position, &[position], position + 1).expect("meets");
+            }
+            let open = bench.batcher.open().expect("a batch is open");
+            assert_eq!(open.is_window_half_used(), half_used, "{runs} of {window:?}");
+        }
     }
 
     #[test]

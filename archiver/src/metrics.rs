@@ -82,6 +82,7 @@ pub struct Metrics {
     rebalances: Family<SourceLabels, Counter>,
     reconnects: Family<SourceLabels, Counter>,
     holes: Family<SourceLabels, Counter>,
+    redelivered: Family<SourceLabels, Counter>,
     backpressure: Family<SourceLabels, Counter<f64, AtomicU64>>,
     conflicts: Family<SourceLabels, Counter>,
     commit_conflicts: Counter,
@@ -135,6 +136,7 @@ impl Metrics {
             rebalances: Family::default(),
             reconnects: Family::default(),
             holes: Family::default(),
+            redelivered: Family::default(),
             backpressure: Family::default(),
             conflicts: Family::default(),
             commit_conflicts: Counter::default(),
@@ -177,6 +179,7 @@ impl Metrics {
             "Positions of a stream inside of what was read at which the broker handed over nothing",
             self.holes.clone(),
         );
+        registry.register("redelivered", "Events that the broker says it handed over before", self.redelivered.clone());
         let help = "Time for which reading waited for room in memory";
         registry.register_with_unit("backpressure", help, Unit::Seconds, self.backpressure.clone());
         registry.register("batches_abandoned", "Batches given up because another member committed first", self.conflicts.clone());
@@ -296,6 +299,7 @@ struct BusCounts {
     rebalances: u64,
     reconnects: u64,
     holes: u64,
+    redelivered: u64,
     backpressure: Duration,
 }
 
@@ -321,6 +325,7 @@ impl SourceMetrics {
         self.add(&self.all.rebalances, figures.rebalances(), &mut bus.rebalances);
         self.add(&self.all.reconnects, figures.reconnects(), &mut bus.reconnects);
         self.add(&self.all.holes, figures.holes(), &mut bus.holes);
+        self.add(&self.all.redelivered, figures.redelivered(), &mut bus.redelivered);
         let backpressure = figures.backpressure();
         self.all.backpressure.get_or_create(&self.labels()).inc_by((backpressure - bus.backpressure).as_secs_f64());
         bus.backpressure = backpressure;

@@ -11,6 +11,8 @@ pub enum SealReason {
     Age,
     /// The memory budget ran short.
     Memory,
+    /// It holds half of what the bus hands over without an acknowledgement.
+    Window,
     /// One of its lanes goes to another member of the group.
     Revoke,
     /// The process is leaving.
@@ -21,7 +23,7 @@ pub enum SealReason {
 
 impl SealReason {
     /// All reasons, for metrics that begin at zero.
-    pub const ALL: [Self; 6] = [Self::Bytes, Self::Age, Self::Memory, Self::Revoke, Self::Shutdown, Self::Manual];
+    pub const ALL: [Self; 7] = [Self::Bytes, Self::Age, Self::Memory, Self::Window, Self::Revoke, Self::Shutdown, Self::Manual];
 
     /// The word in metrics and logs.
     pub const fn as_str(self) -> &'static str {
@@ -29,6 +31,7 @@ impl SealReason {
             Self::Bytes => "bytes",
             Self::Age => "age",
             Self::Memory => "memory",
+            Self::Window => "window",
             Self::Revoke => "revoke",
             Self::Shutdown => "shutdown",
             Self::Manual => "manual",

@@ -194,6 +194,9 @@ impl Table {
         if open.groups() >= BATCH_GROUPS_MAX {
             return Some(SealReason::Memory);
         }
+        if open.is_window_half_used() {
+            return Some(SealReason::Window);
+        }
         let encoded = self.segments.values().chain(&self.finished).map(OpenSegment::encoded_bytes).sum();
         policy.reason(encoded, now.saturating_sub(open.opened))
     }

@@ -1,5 +1,6 @@
-//! A RabbitMQ stream into the archive, on a real broker: every event once, bit for bit, whatever is killed; what the broker lost is
-//! written down; a stream that is shorter than the archive is not mixed with it. The truth is what a client of its own reads.
+//! RabbitMQ into the archive, on a real broker. A stream: every event once, bit for bit, whatever is killed; what the broker lost is
+//! written down; a stream that is shorter than the archive is not mixed with it. A queue: every message at least once, and what came
+//! again is marked. The truth is what a client of its own reads, or sent.
 
 #![allow(clippy::disallowed_methods, reason = "real servers live in real time; the seed is printed")]
 
@@ -17,7 +18,7 @@ use tapedeck_rabbitmq::table;
 use tapedeck_storage::layout;
 use tapedeck_storage::segment::{EventBatch, Scan, SegmentReader};
 use tapedeck_testbed::rabbitmq::types::{AMQPValue, FieldTable};
-use tapedeck_testbed::rabbitmq::{BasicProperties, QueueKind, read_stream, read_stream_while};
+use tapedeck_testbed::rabbitmq::{BasicProperties, QueueKind, read_queue, read_stream, read_stream_while};
 use tapedeck_testbed::{RabbitEvent, RabbitLoader, RabbitServer, Running, has_rabbitmq, shared_rabbitmq, wait_until};
 
 /// The stages of a batch, by the words with which each begins.
@@ -44,7 +45,18 @@ fn load(server: &RabbitServer, stream: &str, numbers: std::ops::Range<u64>) -> R
 
 /// Rows of a table by source and offset, each with the digest of the event that it was.
 fn archived(site: &Site, table: &str) -> Result<BTreeMap<(String, u64), u64>> {
-    let (store, mut rows) = (site.store()?, BTreeMap::new());
+    let mut rows = BTreeMap::new();
+    each_row(site, table, |source, batch, row| {
+        let at = (source.to_owned(), batch.row(row).position.get());
+        let double = rows.insert(at.clone(), event_of(batch, row)?.digest());
+        ensure!(double.is_none(), "{at:?} is there twice");
+        Ok(())
+    })?;
+    Ok(rows)
+}
+
+fn each_row(site: &Site, table: &str, mut each: impl FnMut(&str, &EventBatch, usize) -> Result<()>) -> Result<()> {
+    let store = site.store()?;
     let view = site.view(table)?.context("the table is there")?;
     for live in &view.segments {
         let key = layout::table_object(&view.table, &live.segment.path);
@@ -53,15 +65,13 @@ fn archived(site: &Site, table: &str) -> Result<BTreeMap<(String, u64), u64>> {
             let mut scan = reader.scan(Scan::default());
             while let Some(batch) = scan.next().await? {
                 for row in 0..batch.len() {
-                    let at = (live.segment.source.to_string(), batch.row(row).position.get());
-                    let double = rows.insert(at.clone(), event_of(&batch, row)?.digest());
-                    ensure!(double.is_none(), "{at:?} is there twice");
+                    each(&live.segment.source, &batch, row)?;
                 }
             }
-            Ok(())
+            anyhow::Ok(())
         })?;
     }
-    Ok(rows)
+    Ok(())
 }
 
 /// The event that a row was.
@@ -93,6 +103,8 @@ fn event_of(batch: &EventBatch, row: usize) -> Result<RabbitEvent> {
             "user_id" => bare.with_user_id(text.into()),
             "app_id" => bare.with_app_id(text.into()),
             "cluster_id" => bare.with_cluster_id(text.into()),
+            // What the broker of a queue says of earlier deliveries.
+            "redelivered" | "delivery_count" | "acquired_count" => bare,
             other => anyhow::bail!("nobody knows a property {other}"),
         };
     }
@@ -295,5 +307,98 @@ fn a_stream_that_is_shorter_than_the_archive_halts_and_begins_anew_only_if_told(
     let (rows, now) = (archived(&site, stream)?, truth(server, stream, &source_of(server, stream, 1)?, 0, 400)?);
     ensure!(rows.len() == 1_400 && now.len() == 400 && now.iter().all(|(at, digest)| rows.get(at) == Some(digest)));
     site.verify(&["--deep"])?;
+    Ok(())
+}
+
+/// The copies of each message: how many, and how many of them are marked as handed over before.
+fn copies(site: &Site, queue: &str) -> Result<BTreeMap<u64, (u64, u64)>> {
+    let mut copies: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+    each_row(site, queue, |_, batch, row| {
+        let number = batch.property(row, "message_id").context("every message has its number")?.parse()?;
+        ensure!(event_of(batch, row)?.digest() == event(queue, number).digest(), "message {number} is not what was sent");
+        let (all, marked) = copies.entry(number).or_default();
+        *all += 1;
+        *marked += u64::from(batch.property(row, "redelivered") == Some("true"));
+        Ok(())
+    })?;
+    Ok(copies)
+}
+
+#[test]
+fn a_queue_loses_nothing_over_kills_and_what_comes_again_is_marked() -> Result<()> {
+    const PREFETCH: u64 = 500;
+    if !has_rabbitmq() {
+        return Ok(());
+    }
+    let (server, queue, kills) = (shared_rabbitmq(), "jobs", number("TAPEDECK_KILLS", 5) as usize);
+    server.admin().declare(queue, QueueKind::Quorum, json!({ "x-delivery-limit": -1 }))?;
+    let what = format!("queue: {queue}, delivery_limit: accepted, prefetch: {{ events: {PREFETCH} }}");
+    let mut site = Site::on_disk()?.rabbit_source("main", server, &what);
+    site.settings = site.settings.replace("max_age: 2s", "max_age: 500ms");
+    let stop = AtomicBool::new(false);
+    let (archiver, events) = std::thread::scope(|scope| -> Result<(Running, u64)> {
+        let producer = scope.spawn(|| produce(server, queue, 20_000, &stop));
+        let killed = kill_in_turns(server, &site, kills);
+        stop.store(true, Ordering::Relaxed);
+        let events = producer.join().map_err(|_| anyhow::anyhow!("the producer panicked"))??;
+        Ok((killed?, events))
+    })?;
+    wait_until("the queue to be empty", PATIENCE, || {
+        let depth = server.admin().depth(queue)?;
+        Ok(site.rows(queue)? >= events && depth.ready + depth.unacked == 0)
+    })?;
+    let windows = metric(&archiver, "tapedeck_archiver_seals_total", "window")?;
+    end(archiver)?;
+    let copies = copies(&site, queue)?;
+    let (again, unmarked) = copies
+        .values()
+        .fold((0, 0), |(again, unmarked), (all, marked)| (again + all - 1, unmarked + (all - 1).saturating_sub(*marked)));
+    println!("{events} messages, {again} came again, {unmarked} of them unmarked, {windows} batches sealed for the window");
+    ensure!(copies.len() as u64 == events && copies.keys().copied().eq(0..events), "{} of {events} are there", copies.len());
+    ensure!(unmarked == 0 && windows > 0.0);
+    // Connections are closed before every other kill; each end brings back what was not acknowledged.
+    let ends = (kills + kills.div_ceil(2)) as u64;
+    ensure!(again <= ends * 2 * PREFETCH, "{again} copies after {ends} ends");
+    let left = server.admin().depth(queue)?;
+    ensure!(left.ready + left.unacked == 0, "{left:?}");
+    site.verify(&["--deep"])?;
+    Ok(())
+}
+
+#[test]
+fn a_stream_is_not_read_as_a_queue_nor_a_queue_as_a_stream() -> Result<()> {
+    if !has_rabbitmq() {
+        return Ok(());
+    }
+    let server = shared_rabbitmq();
+    server.admin().declare("taken", QueueKind::Stream, json!({}))?;
+    server.admin().declare("for.another", QueueKind::Classic, json!({}))?;
+    for (name, what) in [("taken", "queue: taken, delivery_limit: accepted"), ("for.another", "stream: for.another")] {
+        load(server, name, 0..10)?;
+        let site = Site::on_disk()?.rabbit_source("main", server, what);
+        let ended = site.archiver()?.wait(PATIENCE)?;
+        ensure!(ended.code == Some(78) && ended.stderr.contains("name it as `"), "{what}: {:?}\n{}", ended.code, ended.stderr);
+        ensure!(site.rows(name)? == 0);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_queue_that_may_drop_messages_is_refused_before_anything_is_taken() -> Result<()> {
+    if !has_rabbitmq() {
+        return Ok(());
+    }
+    let (server, queue) = (shared_rabbitmq(), "dropping");
+    server.admin().declare(queue, QueueKind::Quorum, json!({}))?;
+    load(server, queue, 0..10)?;
+    if server.admin().version()?.starts_with("3.") {
+        // It has no limit unless somebody set one.
+        return Ok(());
+    }
+    let site = Site::on_disk()?.rabbit_source("main", server, &format!("queue: {queue}"));
+    let ended = site.archiver()?.wait(PATIENCE)?;
+    ensure!(ended.code == Some(78) && ended.stderr.contains("delivery_limit: accepted"), "{:?}\n{}", ended.code, ended.stderr);
+    let there = read_queue(&server.uri(), queue)?;
+    ensure!(there.len() == 10 && there.iter().all(|taken| !taken.redelivered), "somebody had them: {there:?}");
     Ok(())
 }

@@ -77,6 +77,8 @@ pub struct Deliveries {
     pub skipped: u64,
     /// The room that they take.
     pub permit: BytePermit,
+    /// How many events of the lane the bus hands over before it wants an acknowledgement; `None` if it never waits for one.
+    pub window: Option<u64>,
 }
 
 /// A lane that the bus gave us. Nothing is read from it before [`Consumer::resume`] names its position.

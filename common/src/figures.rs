@@ -19,6 +19,7 @@ pub struct BusFigures {
     rebalances: AtomicU64,
     reconnects: AtomicU64,
     holes: AtomicU64,
+    redelivered: AtomicU64,
     backpressure_micros: AtomicU64,
 }
 
@@ -29,6 +30,7 @@ impl BusFigures {
             rebalances: AtomicU64::new(0),
             reconnects: AtomicU64::new(0),
             holes: AtomicU64::new(0),
+            redelivered: AtomicU64::new(0),
             backpressure_micros: AtomicU64::new(0),
         }
     }
@@ -62,6 +64,11 @@ impl BusFigures {
         self.read(&self.holes, Share::Connection)
     }
 
+    /// Events that the bus says it handed over before; `None` where it does not tell.
+    pub fn redelivered(&self) -> Option<u64> {
+        self.read(&self.redelivered, Share::Connection)
+    }
+
     /// How long reading has waited for room in memory or for a slow reader.
     pub fn backpressure(&self) -> Duration {
         Duration::from_micros(self.backpressure_micros.load(Ordering::Relaxed))
@@ -80,6 +87,11 @@ impl BusFigures {
     /// Positions were passed over.
     pub fn add_holes(&self, more: u64) {
         self.holes.fetch_add(more, Ordering::Relaxed);
+    }
+
+    /// Events came again.
+    pub fn add_redelivered(&self, more: u64) {
+        self.redelivered.fetch_add(more, Ordering::Relaxed);
     }
 
     /// Reading waited.

@@ -84,7 +84,7 @@ mod tests {
         }
         let span = Span::new(Position::new(0), Position::new(5)).expect("forward");
         let permit = budget.force(columns.room_bytes(budget.capacity()));
-        let run = Deliveries { lane, topic: "orders".into(), span, events: columns, skipped: 0, permit };
+        let run = Deliveries { lane, topic: "orders".into(), span, events: columns, skipped: 0, permit, window: None };
         batcher.take_in(run, (Timestamp::from_micros(0), Duration::ZERO), &pool).expect("meets");
         let open = batcher.open_mut().expect("open");
         let lone: Vec<_> = open.full_groups(usize::MAX).into_iter().map(|key| (key.lone, open.take_chunk(&key))).collect();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tapedeck_common::clock::Clock;
 use tapedeck_daemon::{Exit, Failure, SystemClock};
 use tapedeck_kafka::admin::{OnlineReport, check_online};
+use tapedeck_rabbitmq::admin::Seen;
 use tapedeck_rabbitmq::config::RabbitSettings;
 use tapedeck_storage::probe::probe;
 use tapedeck_storage::store::open_store;
@@ -30,7 +31,7 @@ pub(super) fn run(path: &Path, online: bool) -> Result<Exit, Failure> {
             BusSettings::Kafka(kafka) => {
                 missing += report(source, &check_online(kafka).map_err(|error| Failure::new(error.kind(), error))?);
             }
-            BusSettings::Rabbit(rabbit) => drop(super::on_runtime(check_stream(source, rabbit))?),
+            BusSettings::Rabbit(rabbit) => drop(super::on_runtime(check_rabbit(source, rabbit))?),
         }
     }
     match missing {
@@ -62,18 +63,19 @@ fn report(source: &Source, found: &OnlineReport) -> usize {
     found.missing.len()
 }
 
-async fn check_stream(source: &Source, rabbit: &RabbitSettings) -> Result<Exit, Failure> {
+async fn check_rabbit(source: &Source, rabbit: &RabbitSettings) -> Result<Exit, Failure> {
     let settings = RabbitSettings { title: format!("tapedeck check {}", source.name), ..rabbit.clone() };
     let clock = SystemClock::new();
     let chance = fastrand::Rng::with_seed(clock.now().micros() as u64);
     let found = tapedeck_rabbitmq::admin::check_online(&settings, Arc::new(clock), chance).await;
     let found = found.map_err(|error| Failure::new(error.kind(), error))?;
     outln!("source {}: cluster {}, {}", source.name, found.cluster, found.server);
-    let table = source.tables.table_of(&rabbit.stream);
+    let (name, table) = (rabbit.inflow.name(), source.tables.table_of(rabbit.inflow.name()));
     match found.seen {
-        (None, _) => outln!("  stream {}: handed over no event, table {table}", rabbit.stream),
-        (Some(first), None) => outln!("  stream {}: from offset {first} on, table {table}", rabbit.stream),
-        (Some(first), Some(end)) => outln!("  stream {}: from offset {first} to {end} or later, table {table}", rabbit.stream),
+        Seen::Stream(None, _) => outln!("  stream {name}: handed over no event, table {table}"),
+        Seen::Stream(Some(first), None) => outln!("  stream {name}: from offset {first} on, table {table}"),
+        Seen::Stream(Some(first), Some(end)) => outln!("  stream {name}: from offset {first} to {end} or later, table {table}"),
+        Seen::Queue(ready) => outln!("  queue {name}: {ready} message(s) wait, table {table}"),
     }
     Ok(Exit::Done)
 }

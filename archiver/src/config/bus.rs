@@ -1,23 +1,32 @@
 //! The buses of sources, checked: what is written of each, and how two sources of one file get on with each other.
 
+use std::time::Duration;
+
 use tapedeck_common::bus::{Replayed, Start};
 use tapedeck_common::time::Timestamp;
 use tapedeck_daemon::units::moment;
 use tapedeck_kafka::config::{ClusterSettings, GroupProtocol, KafkaSettings, Membership, TopicSelector};
-use tapedeck_rabbitmq::config::{Credentials, OnRecreated, Place, Prefetch, RabbitSettings};
+use tapedeck_rabbitmq::config::{
+    Credentials, Inflow, OnRecreated, Place, Prefetch, QueueSettings, RabbitSettings, StreamSettings,
+};
 
-use super::raw::{RawGroupProtocol, RawKafka, RawOnRecreated, RawRabbit, RawReplayed};
+use super::raw::{RawDeliveryLimit, RawGroupProtocol, RawKafka, RawOnRecreated, RawRabbit, RawReplayed};
 use super::{BadConfig, bad};
 
-/// The default of `prefetch.events`: two reads of usual size are taken in while two more are on their way.
-const PREFETCH_EVENTS_DEFAULT: u16 = 1_000;
+/// The default of a stream's `prefetch.events`: two reads of usual size are taken in while two more are on their way.
+const STREAM_EVENTS_DEFAULT: u16 = 1_000;
+/// That of a queue: a batch may hold half of it, so as much as AMQP can say.
+const QUEUE_EVENTS_DEFAULT: u16 = u16::MAX;
+/// A broker takes back what it handed over and was not acknowledged for half an hour. A batch is stored and committed in far less
+/// than the other half of that.
+const SEAL_AGE_MAX: Duration = Duration::from_secs(15 * 60);
 
 /// A bus, and what is read of it.
 #[derive(Debug, Clone)]
 pub enum BusSettings {
     /// Topics of a Kafka cluster.
     Kafka(KafkaSettings),
-    /// A stream of a RabbitMQ cluster.
+    /// A stream or a queue of a RabbitMQ cluster.
     Rabbit(RabbitSettings),
 }
 
@@ -34,7 +43,7 @@ impl BusSettings {
     pub fn selects(&self, topic: &str) -> bool {
         match self {
             Self::Kafka(kafka) => kafka.selects(topic),
-            Self::Rabbit(rabbit) => rabbit.stream == topic,
+            Self::Rabbit(rabbit) => rabbit.inflow.name() == topic,
         }
     }
 
@@ -75,6 +84,8 @@ pub(super) struct Given {
     pub(super) replayed: RawReplayed,
     /// The default of `prefetch.bytes`.
     pub(super) prefetch_bytes: usize,
+    /// `seal.max_age`.
+    pub(super) seal_age: Duration,
     /// What relative times are relative to.
     pub(super) now: Timestamp,
 }
@@ -119,25 +130,54 @@ pub(super) fn rabbit(path: &str, raw: RawRabbit, given: &Given) -> Result<Rabbit
     let named = |error: tapedeck_rabbitmq::config::SettingsError| bad(format!("{path}.{}", error.name), error.why);
     let host = |(index, host): (usize, &String)| host.parse().map_err(|why: String| bad(format!("{path}.hosts[{index}]"), why));
     let hosts = raw.hosts.iter().enumerate().map(host).collect::<Result<_, _>>()?;
+    let inflow = inflow(path, &raw, given)?;
     let bytes = raw.prefetch.bytes.map_or(given.prefetch_bytes as u64, |size| size.bytes());
     let prefetch = Prefetch {
-        events: raw.prefetch.events.unwrap_or(PREFETCH_EVENTS_DEFAULT),
+        events: raw.prefetch.events.unwrap_or(match inflow {
+            Inflow::Stream(_) => STREAM_EVENTS_DEFAULT,
+            Inflow::Queue(_) => QUEUE_EVENTS_DEFAULT,
+        }),
         bytes: usize::try_from(bytes)
             .map_err(|_| bad(format!("{path}.prefetch.bytes"), "is more than this machine can address"))?,
     };
     let credentials = Credentials { user: raw.user, password: raw.password };
     let settings = RabbitSettings {
         place: Place { hosts, vhost: raw.vhost, credentials, insecure: raw.insecure, cluster: raw.cluster },
-        stream: raw.stream,
-        start: given.start(path, &raw.start)?,
-        on_recreated: match raw.on_recreated {
-            RawOnRecreated::Halt => OnRecreated::Halt,
-            RawOnRecreated::Begin => OnRecreated::Begin,
-        },
+        inflow,
         replayed: given.replayed(),
         prefetch,
         title: String::new(),
     };
     settings.check().map_err(named)?;
     Ok(settings)
+}
+
+fn inflow(path: &str, raw: &RawRabbit, given: &Given) -> Result<Inflow, BadConfig> {
+    match (&raw.stream, &raw.queue) {
+        (Some(name), None) if raw.delivery_limit.is_none() => Ok(Inflow::Stream(StreamSettings {
+            name: name.clone(),
+            start: given.start(path, raw.start.as_deref().unwrap_or("earliest"))?,
+            on_recreated: match raw.on_recreated.unwrap_or_default() {
+                RawOnRecreated::Halt => OnRecreated::Halt,
+                RawOnRecreated::Begin => OnRecreated::Begin,
+            },
+        })),
+        (Some(_), None) => Err(bad(format!("{path}.delivery_limit"), "is of queues; a stream keeps its events, leave it out")),
+        (None, Some(name)) => queue(path, name, raw, given).map(Inflow::Queue),
+        _ => Err(bad(path, "name one of stream, queue")),
+    }
+}
+
+fn queue(path: &str, name: &str, raw: &RawRabbit, given: &Given) -> Result<QueueSettings, BadConfig> {
+    let of_streams =
+        [("start", raw.start.is_some()), ("on_gap", raw.on_gap.is_some()), ("on_recreated", raw.on_recreated.is_some())];
+    if let Some((option, _)) = of_streams.into_iter().find(|(_, is_set)| *is_set) {
+        return Err(bad(format!("{path}.{option}"), "a queue has no positions, so this means nothing; leave it out"));
+    }
+    if given.seal_age > SEAL_AGE_MAX {
+        let what = "must be at most 15m where a queue is read: RabbitMQ takes back what is held for half an hour";
+        return Err(bad("seal.max_age", what));
+    }
+    let delivery_limit_accepted = raw.delivery_limit == Some(RawDeliveryLimit::Accepted);
+    Ok(QueueSettings { name: name.to_owned(), delivery_limit_accepted })
 }

@@ -16,8 +16,8 @@ use tapedeck_common::time::Timestamp;
 pub use bus::BusSettings;
 pub use maintain::Maintenance;
 pub use raw::{
-    RawArchive, RawConfig, RawGroupProtocol, RawKafka, RawOnGap, RawOnRecreated, RawPrefetch, RawRabbit, RawReplayed, RawSource,
-    RawTableRule,
+    RawArchive, RawConfig, RawDeliveryLimit, RawGroupProtocol, RawKafka, RawOnGap, RawOnRecreated, RawPrefetch, RawRabbit,
+    RawReplayed, RawSource, RawTableRule,
 };
 pub use rules::TableRules;
 
@@ -87,9 +87,9 @@ impl Config {
             return Err(bad("sources", "nothing to archive: add at least one source"));
         }
         let listen = raw.admin.listen.as_deref().unwrap_or(LISTEN_DEFAULT);
-        let memory = memory_budget(&raw)?;
+        let (memory, seal) = (memory_budget(&raw)?, seal_policy(&raw)?);
         let config = Self {
-            seal: seal_policy(&raw)?,
+            seal,
             grace: raw.shutdown.grace.map_or(limits::SHUTDOWN_GRACE_DEFAULT, |grace| grace.get()),
             memory_budget: memory,
             maintain: Maintenance::check(&raw.maintain, memory)?,
@@ -98,7 +98,7 @@ impl Config {
                 .map_err(|_| bad("admin.listen", format!("`{listen}` is no address:port, for example {LISTEN_DEFAULT}")))?,
             token_file: raw.admin.token_file.map(PathBuf::from),
             archive: raw.archive,
-            sources: sources(raw.sources, raw.replayed, memory, now)?,
+            sources: sources(raw.sources, raw.replayed, memory, seal.age_max, now)?,
         };
         if config.grace.is_zero() {
             return Err(bad("shutdown.grace", "must be above zero"));
@@ -156,10 +156,16 @@ fn memory_budget(raw: &RawConfig) -> Result<usize, BadConfig> {
     usize::try_from(bytes).map_err(|_| bad("memory.budget", "is more than this machine can address"))
 }
 
-fn sources(raw: Vec<RawSource>, replayed: RawReplayed, memory: usize, now: Timestamp) -> Result<Vec<Source>, BadConfig> {
+fn sources(
+    raw: Vec<RawSource>,
+    replayed: RawReplayed,
+    memory: usize,
+    seal_age: Duration,
+    now: Timestamp,
+) -> Result<Vec<Source>, BadConfig> {
     let mut sources: Vec<Source> = Vec::with_capacity(raw.len());
     let rabbits = raw.iter().filter(|source| source.rabbitmq.is_some()).count();
-    let given = bus::Given { replayed, prefetch_bytes: memory / 4 / rabbits.max(1), now };
+    let given = bus::Given { replayed, prefetch_bytes: memory / 4 / rabbits.max(1), seal_age, now };
     for (index, source) in raw.into_iter().enumerate() {
         let path = format!("sources[{index}]");
         if source.name.is_empty() {
@@ -177,8 +183,9 @@ fn sources(raw: Vec<RawSource>, replayed: RawReplayed, memory: usize, now: Times
                 (kafka.topics.clone(), kafka.on_gap, BusSettings::Kafka(bus::kafka(&format!("{path}.kafka"), kafka, &given)?))
             }
             (None, Some(rabbit)) => {
-                let bus = BusSettings::Rabbit(bus::rabbit(&format!("{path}.rabbitmq"), rabbit.clone(), &given)?);
-                (vec![rabbit.stream], rabbit.on_gap, bus)
+                let on_gap = rabbit.on_gap.unwrap_or_default();
+                let settings = bus::rabbit(&format!("{path}.rabbitmq"), rabbit, &given)?;
+                (vec![settings.inflow.name().to_owned()], on_gap, BusSettings::Rabbit(settings))
             }
             _ => return Err(bad(path, "name one bus: kafka or rabbitmq")),
         };

@@ -65,7 +65,7 @@ pub struct RawSource {
     /// Topics of a Kafka cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kafka: Option<RawKafka>,
-    /// A stream of a RabbitMQ cluster. Each source names one bus.
+    /// A stream or a queue of a RabbitMQ cluster. Each source names one bus.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rabbitmq: Option<RawRabbit>,
     /// Which table a topic goes to; the first rule that matches wins. Default: a table for each topic.
@@ -103,7 +103,7 @@ pub struct RawKafka {
     pub client: BTreeMap<String, String>,
 }
 
-/// A stream of a RabbitMQ cluster. See docs/rabbitmq.md.
+/// A stream or a queue of a RabbitMQ cluster. See docs/rabbitmq.md.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawRabbit {
@@ -112,7 +112,7 @@ pub struct RawRabbit {
     /// The virtual host.
     #[serde(default = "root_vhost")]
     pub vhost: String,
-    /// The user. It needs the right to read the stream, and no other.
+    /// The user. It needs the right to read the stream or queue, and no other.
     pub user: String,
     /// The password, for example `${file:/etc/tapedeck/rabbitmq-password}`.
     pub password: String,
@@ -123,22 +123,38 @@ pub struct RawRabbit {
     /// that is called otherwise one day is no other cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster: Option<String>,
-    /// The stream; its name is the topic of its events.
-    pub stream: String,
-    /// Where a stream begins that the archive has never seen: `earliest`, `latest` or a time.
-    #[serde(default = "earliest")]
-    pub start: String,
-    /// What happens where the bus lost events before they were archived: `record` writes the gap into the log and goes on,
-    /// `halt` stops the stream until somebody decides.
-    #[serde(default)]
-    pub on_gap: RawOnGap,
-    /// What happens if the stream is found shorter than the archive and begins at 0: `halt` stops it, `begin` takes it for a stream
-    /// that was made anew and archives it from its first event, beside what was archived.
-    #[serde(default)]
-    pub on_recreated: RawOnRecreated,
+    /// A stream; its name is the topic of its events.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<String>,
+    /// A queue, in place of a stream; its name is the topic of its events. What is archived leaves it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<String>,
+    /// Of a stream: where it begins if the archive has never seen it: `earliest`, `latest` or a time. Default earliest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<String>,
+    /// Of a stream: what happens where the bus lost events before they were archived: `record` writes the gap into the log and goes
+    /// on, `halt` stops the stream until somebody decides. Default record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_gap: Option<RawOnGap>,
+    /// Of a stream: what happens if it is found shorter than the archive and begins at 0: `halt` stops it, `begin` takes it for a
+    /// stream that was made anew and archives it from its first event, beside what was archived. Default halt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_recreated: Option<RawOnRecreated>,
+    /// Of a queue: `accepted` says that its messages survive coming back often, by a policy or otherwise. From RabbitMQ 4.0 on a
+    /// queue is not read without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delivery_limit: Option<RawDeliveryLimit>,
     /// How much the broker may hand over beyond what was taken in.
     #[serde(default)]
     pub prefetch: RawPrefetch,
+}
+
+/// What is known of how often a queue's messages may come back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawDeliveryLimit {
+    /// Somebody vouches for it.
+    Accepted,
 }
 
 /// What happens if a stream is found shorter than the archive.
@@ -156,7 +172,7 @@ pub enum RawOnRecreated {
 #[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawPrefetch {
-    /// Events at most. Default 1000.
+    /// Events at most. Default 1000 of a stream, 65535 of a queue.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub events: Option<u16>,
     /// Their bytes, by the sizes of late. Default: a quarter of `memory.budget` for all RabbitMQ sources together.

@@ -166,11 +166,20 @@ fn a_stream_is_a_source_and_what_cannot_work_is_named_with_its_path() {
         ("stream: s, start: soon", "sources[0].rabbitmq.start: must be earliest, latest or a time"),
         ("stream: s, prefetch: { events: 0 }", "sources[0].rabbitmq.prefetch.events: must be above zero"),
         ("stream: s, vhost: ''", "sources[0].rabbitmq.vhost: must have"),
+        ("vhost: /", "sources[0].rabbitmq: name one of stream, queue"),
+        ("stream: s, queue: q", "sources[0].rabbitmq: name one of stream, queue"),
+        ("stream: s, delivery_limit: accepted", "sources[0].rabbitmq.delivery_limit: is of queues"),
+        ("queue: q, on_gap: record", "sources[0].rabbitmq.on_gap: a queue has no positions"),
     ];
     for (more, text) in cases {
         let error = rabbit(more).expect_err(more);
         assert!(error.contains(text), "{more}: {error}");
     }
+    let queue = rabbit("queue: jobs, delivery_limit: accepted").expect("valid");
+    let BusSettings::Rabbit(settings) = &queue.sources[0].bus else { panic!("it is RabbitMQ") };
+    assert_eq!((settings.inflow.name(), settings.prefetch.events), ("jobs", 65_535));
+    let long = "sources: [{ name: j, rabbitmq: { hosts: [localhost], user: u, password: x, queue: q } }]\nseal: { max_age: 16m }";
+    assert!(checked(long).expect_err("too long").contains("seal.max_age: must be at most 15m where a queue is read"));
     let hosts = |hosts: &str, user: &str| {
         let rabbit = format!("rabbitmq: {{ hosts: [{hosts}], user: {user}, password: x, stream: s }}");
         checked(&format!("sources: [{{ name: orders, {rabbit} }}]")).expect_err("refused")

@@ -370,7 +370,8 @@ impl PollThread {
             self.parts.counters.add_events(run.events.len() as u64);
             self.parts.counters.add_bytes(run.events.payload_bytes() as u64);
             self.parts.counters.add_skipped(run.skipped);
-            let run = Deliveries { lane: id, topic: run.topic, span, events: run.events, skipped: run.skipped, permit };
+            let run =
+                Deliveries { lane: id, topic: run.topic, span, events: run.events, skipped: run.skipped, permit, window: None };
             deliveries.push((generation, run));
         }
         if !deliveries.is_empty() {

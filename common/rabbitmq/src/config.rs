@@ -76,17 +76,59 @@ pub struct Prefetch {
     pub bytes: usize,
 }
 
-/// One stream.
+/// A stream: a log with offsets, which many read.
 #[derive(Debug, Clone)]
-pub struct RabbitSettings {
-    /// The cluster.
-    pub place: Place,
-    /// The stream's name; also the topic of its events.
-    pub stream: String,
+pub struct StreamSettings {
+    /// Its name; also the topic of its events.
+    pub name: String,
     /// Where it begins if the archive has never seen it.
     pub start: Start,
     /// What happens if it is found shorter than the archive.
     pub on_recreated: OnRecreated,
+}
+
+/// A queue: what is acknowledged leaves it.
+#[derive(Debug, Clone)]
+pub struct QueueSettings {
+    /// Its name; also the topic of its events.
+    pub name: String,
+    /// Somebody vouches for it that a message which comes back often is not dropped.
+    pub delivery_limit_accepted: bool,
+}
+
+/// What is read.
+#[derive(Debug, Clone)]
+pub enum Inflow {
+    /// A stream.
+    Stream(StreamSettings),
+    /// A queue.
+    Queue(QueueSettings),
+}
+
+impl Inflow {
+    /// The name of the stream or queue.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Stream(stream) => &stream.name,
+            Self::Queue(queue) => &queue.name,
+        }
+    }
+
+    const fn word(&self) -> &'static str {
+        match self {
+            Self::Stream(_) => "stream",
+            Self::Queue(_) => "queue",
+        }
+    }
+}
+
+/// One stream or queue.
+#[derive(Debug, Clone)]
+pub struct RabbitSettings {
+    /// The cluster.
+    pub place: Place,
+    /// What is read of it.
+    pub inflow: Inflow,
     /// What happens with copies that a replay published.
     pub replayed: Replayed,
     /// How much is on the way to us.
@@ -99,11 +141,15 @@ impl RabbitSettings {
     /// Checks everything that can be checked without a broker.
     pub fn check(&self) -> Result<(), SettingsError> {
         self.place.check()?;
-        if self.stream.is_empty() || self.stream.len() > NAME_BYTES_MAX {
-            return Err(SettingsError::new("stream", "name the stream, in 1 to 255 bytes"));
+        let (name, word) = (self.inflow.name(), self.inflow.word());
+        if name.is_empty() || name.len() > NAME_BYTES_MAX {
+            return Err(SettingsError::new(word, format!("name the {word}, in 1 to 255 bytes")));
         }
         if self.prefetch.events == 0 {
-            return Err(SettingsError::new("prefetch.events", "must be above zero: RabbitMQ refuses a stream without a limit"));
+            return Err(SettingsError::new(
+                "prefetch.events",
+                "must be above zero: without a limit the broker sends all that it has",
+            ));
         }
         if self.prefetch.bytes == 0 {
             return Err(SettingsError::new("prefetch.bytes", "must be above zero"));
@@ -145,6 +191,10 @@ impl Place {
 mod tests {
     use super::*;
 
+    fn stream(name: &str) -> Inflow {
+        Inflow::Stream(StreamSettings { name: name.to_owned(), start: Start::Earliest, on_recreated: OnRecreated::Halt })
+    }
+
     fn settings(change: impl FnOnce(&mut RabbitSettings)) -> RabbitSettings {
         let mut settings = RabbitSettings {
             place: Place {
@@ -154,9 +204,7 @@ mod tests {
                 insecure: false,
                 cluster: None,
             },
-            stream: "orders".to_owned(),
-            start: Start::Earliest,
-            on_recreated: OnRecreated::Halt,
+            inflow: stream("orders"),
             replayed: Replayed::Skip,
             prefetch: Prefetch { events: 1_000, bytes: 1 << 20 },
             title: String::new(),
@@ -169,14 +217,18 @@ mod tests {
     fn what_cannot_work_is_named() {
         type Change = fn(&mut RabbitSettings);
         let far = |settings: &mut RabbitSettings| settings.place.hosts = vec!["rabbit-1".parse().expect("a host")];
-        let cases: [(Change, &str); 9] = [
+        let queue = |s: &mut RabbitSettings| {
+            s.inflow = Inflow::Queue(QueueSettings { name: String::new(), delivery_limit_accepted: true });
+        };
+        let cases: [(Change, &str); 10] = [
+            (queue, "queue: name the queue"),
             (|s| s.place.hosts.clear(), "hosts: name at least one"),
             (|s| s.place.vhost.clear(), "vhost: must have"),
             (|s| s.place.cluster = Some(String::new()), "cluster: must not be empty"),
             (|s| s.place.credentials.user.clear(), "user: name the user"),
             (far, "user: guest works on loopback only"),
-            (|s| s.stream.clear(), "stream: name the stream"),
-            (|s| s.stream = "x".repeat(256), "stream: name the stream"),
+            (|s| s.inflow = stream(""), "stream: name the stream"),
+            (|s| s.inflow = stream(&"x".repeat(256)), "stream: name the stream"),
             (|s| s.prefetch.events = 0, "prefetch.events: must be above zero"),
             (|s| s.prefetch.bytes = 0, "prefetch.bytes: must be above zero"),
         ];

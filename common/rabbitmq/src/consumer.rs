@@ -18,10 +18,11 @@ use tapedeck_common::figures::BusFigures;
 use tapedeck_common::position::{LaneId, Position, Span};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tracing::warn;
+use tracing::{debug, warn};
 
-use crate::config::{RabbitSettings, SettingsError};
-use crate::keeper::{Command, Keeper, Means, Passed};
+use crate::config::{Inflow, RabbitSettings, SettingsError};
+use crate::keeper::{Command, Keeper, Means, Passed, Reader, Unreadable};
+use crate::queue::QueueReader;
 use crate::streams::StreamReader;
 
 /// Reads that wait to be taken over; their memory is reserved.
@@ -44,7 +45,7 @@ struct Known {
     generation: u64,
 }
 
-/// One reader of a stream.
+/// One reader of a stream or a queue.
 pub struct RabbitConsumer {
     incoming: mpsc::Receiver<Passed>,
     commands: mpsc::Sender<Command>,
@@ -64,7 +65,7 @@ impl RabbitConsumer {
         budget: &ByteBudget,
         pool: Arc<ColumnsPool>,
         clock: Arc<dyn Clock>,
-        chance: fastrand::Rng,
+        mut chance: fastrand::Rng,
     ) -> Result<Self, BusError> {
         settings.check()?;
         let figures = Arc::new(BusFigures::of_connection());
@@ -81,8 +82,13 @@ impl RabbitConsumer {
             out: out.clone(),
             _held_by_client: budget.set_aside(held),
         };
+        let reader = match settings.inflow.clone() {
+            Inflow::Stream(stream) => Reader::Stream(Box::new(StreamReader::new(&settings, stream, means, to_serve))),
+            Inflow::Queue(queue) => Reader::Queue(Box::new(QueueReader::new(&settings, queue, means, to_serve, chance.fork()))),
+        };
         let keeper = Keeper {
-            reader: StreamReader::new(settings.clone(), means, to_serve),
+            reader,
+            unreadable: Unreadable::default(),
             settings,
             clock: Arc::clone(&clock),
             chance,
@@ -90,6 +96,7 @@ impl RabbitConsumer {
             out,
             closing: closing.clone(),
             link: None,
+            connections: 0,
             was_let_in: false,
         };
         let ended = keeper.start()?;
@@ -159,13 +166,19 @@ impl Consumer for RabbitConsumer {
             let Some(known) = self.known.as_mut().filter(|known| known.lane == lane) else { continue };
             self.generations += 1;
             known.generation = self.generations;
-            self.commands.send(Command::Resume(position, self.generations)).await.map_err(|_| ended())?;
+            self.commands.send(Command::Resume(lane, position, self.generations)).await.map_err(|_| ended())?;
         }
         Ok(())
     }
 
-    /// The broker keeps no positions of ours.
-    async fn acknowledge(&mut self, _: &Receipt) {}
+    /// Of a lane that is gone nothing can be acknowledged: what it held comes again.
+    async fn acknowledge(&mut self, receipt: &Receipt) {
+        let Some(lane) = self.known.as_ref().map(|known| &known.lane) else { return };
+        let Some(span) = receipt.spans().get(lane) else { return };
+        if self.commands.try_send(Command::Acknowledge(lane.clone(), span.until())).is_err() {
+            debug!(%lane, "the broker is not told what is in the log, the next receipt will tell");
+        }
+    }
 
     /// Over AMQP 0-9-1 nobody tells.
     fn bounds(&self, _: &LaneId) -> Option<Span> {

@@ -22,16 +22,36 @@ pub(crate) const STREAM_OFFSET: &str = "x-stream-offset";
 /// The header in which exchanges and clients keep the milliseconds, which the property `timestamp` has no room for.
 const MILLIS: &str = "timestamp_in_ms";
 
+/// The headers in which a queue's broker counts how often a message was handed over before.
+const COUNTS: [(&str, &str); 2] = [("x-delivery-count", names::DELIVERY_COUNT), ("x-acquired-count", names::ACQUIRED_COUNT)];
+
+/// Where deliveries come from; it decides which of their headers are the broker's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    Stream,
+    Queue,
+}
+
+impl Origin {
+    fn is_brokers(self, header: &str) -> bool {
+        match self {
+            Self::Stream => header == STREAM_OFFSET,
+            Self::Queue => COUNTS.iter().any(|(name, _)| *name == header),
+        }
+    }
+}
+
 /// Turns deliveries into rows.
 #[derive(Debug)]
 pub(crate) struct Converter {
+    origin: Origin,
     replayed: Replayed,
     typed: String,
 }
 
 impl Converter {
-    pub(crate) const fn new(replayed: Replayed) -> Self {
-        Self { replayed, typed: String::new() }
+    pub(crate) const fn new(origin: Origin, replayed: Replayed) -> Self {
+        Self { origin, replayed, typed: String::new() }
     }
 
     /// Appends the delivery; answers the memory of its row, `None` if it was left out as the copy that it is.
@@ -56,34 +76,49 @@ impl Converter {
             key: Some(delivery.routing_key.as_str().as_bytes()),
             value: Some(&delivery.data),
         };
-        let headers: Vec<_> = entries(table).map(|(name, value)| (name.as_str(), bytes_of(value))).collect();
-        self.typed.clear();
+        let own = || entries(self.origin, table);
+        let headers: Vec<_> = own().map(|(name, value)| (name.as_str(), bytes_of(value))).collect();
+        let mut typed = std::mem::take(&mut self.typed);
+        typed.clear();
         if !headers.is_empty() {
-            table::write(entries(table), &mut self.typed);
+            table::write(own(), &mut typed);
         }
-        let texts = texts_of(delivery, &self.typed);
+        let texts = texts_of(self.origin, delivery, &typed);
         to.push(
             fields,
             headers.iter().map(|(name, value)| (*name, value.as_deref())),
             texts.iter().map(|(name, text)| (*name, text.as_ref())),
         );
+        drop(texts);
+        self.typed = typed;
         Some(to.row_bytes(to.len() - 1))
     }
 }
 
 /// The headers that are the message's own.
-fn entries(table: Option<&FieldTable>) -> impl Iterator<Item = (&ShortString, &AMQPValue)> {
-    table.into_iter().flatten().filter(|(name, _)| name.as_str() != STREAM_OFFSET)
+fn entries(origin: Origin, table: Option<&FieldTable>) -> impl Iterator<Item = (&ShortString, &AMQPValue)> {
+    table.into_iter().flatten().filter(move |(name, _)| !origin.is_brokers(name.as_str()))
 }
 
-fn texts_of<'d>(delivery: &'d Delivery, typed: &'d str) -> Vec<(&'static str, Cow<'d, str>)> {
+/// What the broker says of earlier deliveries of a queue's message.
+fn marks<'d>(origin: Origin, delivery: &'d Delivery) -> impl Iterator<Item = (&'static str, Cow<'d, str>)> {
+    let table = delivery.properties.headers().as_ref().filter(|_| origin == Origin::Queue);
+    let count = move |(header, name): (&str, &'static str)| {
+        let count = integer(table?.inner().get(header)?)?;
+        Some((name, decimal(u64::try_from(count).ok()?)))
+    };
+    let redelivered = (origin == Origin::Queue && delivery.redelivered).then_some((names::REDELIVERED, Cow::Borrowed("true")));
+    redelivered.into_iter().chain(COUNTS.into_iter().filter_map(count))
+}
+
+fn texts_of<'d>(origin: Origin, delivery: &'d Delivery, typed: &'d str) -> Vec<(&'static str, Cow<'d, str>)> {
     let exchange = Some((names::EXCHANGE, Cow::Borrowed(delivery.exchange.as_str()))).filter(|(_, name)| !name.is_empty());
     let headers = Some((names::HEADERS, Cow::Borrowed(typed))).filter(|(_, typed)| !typed.is_empty());
     let scalars = names::scalars(&delivery.properties).map(|(name, value)| match value {
         Scalar::Text(text) => (name, Cow::Borrowed(text)),
         Scalar::Number(number) => (name, decimal(number)),
     });
-    exchange.into_iter().chain(scalars).chain(headers).collect()
+    exchange.into_iter().chain(scalars).chain(headers).chain(marks(origin, delivery)).collect()
 }
 
 /// Most numbers here have one digit.
@@ -188,8 +223,12 @@ mod tests {
     }
 
     fn row(delivery: &Delivery) -> Columns {
+        row_of(Origin::Stream, delivery)
+    }
+
+    fn row_of(origin: Origin, delivery: &Delivery) -> Columns {
         let mut columns = Columns::default();
-        let bytes = Converter::new(Replayed::Skip).push(&mut columns, delivery, Position::new(5), ARRIVAL);
+        let bytes = Converter::new(origin, Replayed::Skip).push(&mut columns, delivery, Position::new(5), ARRIVAL);
         assert_eq!(bytes, Some(columns.memory_bytes()));
         columns
     }
@@ -225,6 +264,25 @@ mod tests {
             ("headers", r#"{"a":["S","x"],"b":["V",null]}"#),
         ];
         assert_eq!(properties(&columns), expected);
+    }
+
+    #[test]
+    fn what_comes_again_is_marked_and_the_counts_are_no_headers() {
+        let counts =
+            [("a", text("x")), ("x-acquired-count", AMQPValue::LongLongInt(12)), ("x-delivery-count", AMQPValue::LongLongInt(3))];
+        let mut again = delivery(BasicProperties::default().with_headers(headers(&counts)));
+        again.redelivered = true;
+        let columns = row_of(Origin::Queue, &again);
+        assert_eq!(columns.headers.row(0).collect::<Vec<_>>(), [("a", Some(&b"x"[..]))]);
+        let expected = [
+            ("exchange", "shop"),
+            ("headers", r#"{"a":["S","x"]}"#),
+            ("redelivered", "true"),
+            ("delivery_count", "3"),
+            ("acquired_count", "12"),
+        ];
+        assert_eq!(properties(&columns), expected);
+        assert_eq!(row(&again).headers.row(0).count(), 3, "in a stream they are what somebody published");
     }
 
     #[test]
@@ -270,8 +328,8 @@ mod tests {
     fn copies_of_a_replay_are_left_out_unless_wanted() {
         let copy = delivery(BasicProperties::default().with_headers(headers(&[(HEADER_REPLAY_JOB, text("j"))])));
         let mut columns = Columns::default();
-        assert_eq!(Converter::new(Replayed::Skip).push(&mut columns, &copy, Position::new(5), ARRIVAL), None);
+        assert_eq!(Converter::new(Origin::Queue, Replayed::Skip).push(&mut columns, &copy, Position::new(5), ARRIVAL), None);
         assert!(columns.is_empty());
-        assert!(Converter::new(Replayed::Archive).push(&mut columns, &copy, Position::new(5), ARRIVAL).is_some());
+        assert!(Converter::new(Origin::Queue, Replayed::Archive).push(&mut columns, &copy, Position::new(5), ARRIVAL).is_some());
     }
 }

@@ -23,8 +23,11 @@ use tracing::{error, warn};
 
 use crate::config::RabbitSettings;
 use crate::link::Link;
+use crate::queue::QueueReader;
 use crate::streams::StreamReader;
 
+/// How long acknowledging and giving back may take at the end.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(3);
 /// A connection that held for so long was a good one.
 const GOOD_AFTER: Duration = Duration::from_secs(60);
 
@@ -36,7 +39,9 @@ pub(crate) enum Command {
     /// Where can this lane go on?
     Locate(ToLocate, LocateReply),
     /// Read the lane from this position on, in this generation of the caller.
-    Resume(Position, u64),
+    Resume(LaneId, Position, u64),
+    /// The lane is in the log up to there.
+    Acknowledge(LaneId, Position),
 }
 
 /// What goes to the caller. Numbers are generations of the caller: what belongs to an earlier one is passed over there.
@@ -60,6 +65,76 @@ pub(crate) struct Means {
     pub(crate) _held_by_client: Aside,
 }
 
+/// What reads over a connection.
+pub(crate) enum Reader {
+    Stream(Box<StreamReader>),
+    Queue(Box<QueueReader>),
+}
+
+impl Reader {
+    async fn serve(&mut self, link: &Link) -> Result<Infallible, BusError> {
+        match self {
+            Self::Stream(stream) => stream.serve(link).await,
+            Self::Queue(queue) => queue.serve(link).await,
+        }
+    }
+
+    /// The connection broke.
+    async fn lose(&mut self) {
+        match self {
+            // Its lane waits for the next connection.
+            Self::Stream(_) => {}
+            Self::Queue(queue) => queue.lose().await,
+        }
+    }
+
+    /// The connection still stands, and nothing is read any more.
+    async fn leave(&mut self) {
+        match self {
+            Self::Stream(_) => {}
+            Self::Queue(queue) => queue.leave().await,
+        }
+    }
+
+    async fn halt_unreadable(&mut self) {
+        match self {
+            Self::Stream(stream) => stream.halt_unreadable().await,
+            // Its lane is gone with the connection.
+            Self::Queue(_) => {}
+        }
+    }
+
+    const fn take_progress(&mut self) -> bool {
+        match self {
+            Self::Stream(stream) => stream.take_progress(),
+            Self::Queue(queue) => queue.take_progress(),
+        }
+    }
+}
+
+/// How long a source is left alone at whose next message the client breaks, at first and at most. On a queue each try is one more
+/// return of all that was handed over.
+const UNREADABLE_FOR: (Duration, Duration) = (Duration::from_secs(300), Duration::from_secs(3_600));
+
+/// Counts connections in a row that broke at a message which the client cannot read.
+#[derive(Debug, Default)]
+pub(crate) struct Unreadable(u32);
+
+impl Unreadable {
+    /// A connection ended so. Answers how long to leave the source alone; once may be an accident of the network.
+    fn note(&mut self, error: ErrorKind, progressed: bool) -> Option<Duration> {
+        if progressed {
+            self.0 = 0;
+        }
+        if error != ErrorKind::Corrupt {
+            return None;
+        }
+        self.0 += 1;
+        let again = self.0.checked_sub(2)?;
+        Some(UNREADABLE_FOR.0.saturating_mul(1 << again.min(10)).min(UNREADABLE_FOR.1))
+    }
+}
+
 /// See the head of this file.
 pub(crate) struct Keeper {
     pub(crate) settings: RabbitSettings,
@@ -67,10 +142,13 @@ pub(crate) struct Keeper {
     pub(crate) chance: fastrand::Rng,
     pub(crate) figures: Arc<BusFigures>,
     pub(crate) out: mpsc::Sender<Passed>,
-    pub(crate) reader: StreamReader,
+    pub(crate) reader: Reader,
+    pub(crate) unreadable: Unreadable,
     pub(crate) closing: CancellationToken,
     pub(crate) link: Option<Link>,
-    /// True once a connection came so far that whoever refuses us later may do so for a while only.
+    /// Connections so far.
+    pub(crate) connections: u64,
+    /// True once something was read, or a connection was a good one: whoever refuses us later may do so for a while only.
     pub(crate) was_let_in: bool,
 }
 
@@ -99,6 +177,10 @@ impl Keeper {
         }
         // The client must be gone before the runtime is.
         if let Some(link) = self.link.take() {
+            tokio::select! {
+                () = self.reader.leave() => {}
+                () = self.clock.sleep(LEAVE_PATIENCE) => warn!("RabbitMQ does not take back in time what was not archived, it will notice by itself"),
+            }
             link.close(&*self.clock).await;
         }
     }
@@ -109,19 +191,25 @@ impl Keeper {
         loop {
             let began = self.clock.monotonic();
             let Err(error) = self.session().await;
+            self.reader.lose().await;
             if let Some(link) = self.link.take() {
                 link.close(&*self.clock).await;
             }
+            let progressed = self.reader.take_progress();
+            let was_good = self.clock.monotonic() > began + GOOD_AFTER;
+            self.was_let_in |= progressed || was_good;
             if error.kind() == ErrorKind::Invalid && !self.was_let_in {
                 let _ = self.out.send(Passed::Failed(error)).await;
                 return;
             }
-            if self.clock.monotonic() > began + GOOD_AFTER {
+            if was_good {
                 backoff.reset();
             }
-            let wait = match self.reader.wait_after(&error).await {
+            let wait = match self.unreadable.note(error.kind(), progressed) {
                 Some(wait) => {
-                    error!(error = %report(&error), wait_s = wait.as_secs(), "RabbitMQ cannot be read, leaving it alone for a while");
+                    error!(error = %report(&error), wait_s = wait.as_secs(),
+                        "a message of RabbitMQ cannot be read: a routing key, the name of a header or another short string of it is no UTF-8; leaving it alone for a while");
+                    self.reader.halt_unreadable().await;
                     wait
                 }
                 None => {
@@ -136,12 +224,26 @@ impl Keeper {
 
     async fn session(&mut self) -> Result<Infallible, BusError> {
         let link = Link::open(&self.settings.place, &self.settings.title, &self.clock, &mut self.chance).await?;
-        if self.was_let_in {
+        if self.connections > 0 {
             self.figures.add_reconnects(1);
         }
-        let link = self.link.insert(link);
-        let served = self.reader.serve(link).await;
-        self.was_let_in |= self.reader.is_told();
-        served
+        self.connections += 1;
+        self.reader.serve(self.link.insert(link)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_read_is_left_alone_for_longer_each_time() {
+        let mut unreadable = Unreadable::default();
+        let mut note = |kind, progressed| unreadable.note(kind, progressed).map(|wait| wait.as_secs());
+        assert_eq!(note(ErrorKind::Corrupt, true), None, "once may be an accident");
+        assert_eq!(note(ErrorKind::Unavailable, false), None);
+        let waits: Vec<_> = (0..6).map(|_| note(ErrorKind::Corrupt, false)).collect();
+        assert_eq!(waits, [300, 600, 1_200, 2_400, 3_600, 3_600].map(Some));
+        assert_eq!(note(ErrorKind::Corrupt, true), None, "it got further");
     }
 }

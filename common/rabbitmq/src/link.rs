@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_rs::Runtime;
+use lapin::options::QueueDeclareOptions;
 use lapin::tcp::AsyncTcpStream;
+use lapin::types::FieldTable;
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
 use lapin::{Channel, Connection, ConnectionProperties};
 use tapedeck_common::bus::BusError;
@@ -102,6 +104,21 @@ impl Link {
         &self.greeting
     }
 
+    /// The first number of the server's version; `None` if it does not tell.
+    pub(crate) fn major_version(&self) -> Option<u32> {
+        self.greeting.version.as_deref()?.split('.').next()?.parse().ok()
+    }
+
+    /// How many messages are ready in a queue or stream, by the broker's count. Fails if there is none of the name.
+    pub(crate) async fn ready(&self, queue: &str) -> Result<u32, BusError> {
+        let channel = self.channel(queue).await?;
+        let passive = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
+        let declared = channel.queue_declare(queue.into(), passive, FieldTable::default()).await;
+        let queue = declared.map_err(|error| trouble(queue, error))?;
+        leave(&channel).await;
+        Ok(queue.message_count())
+    }
+
     /// False once it broke.
     pub(crate) fn stands(&self) -> bool {
         self.connection.status().connected()
@@ -122,6 +139,13 @@ impl Link {
             }
             () = clock.sleep(CLOSE_PATIENCE) => debug!("the connection does not close in time, leaving it behind"),
         }
+    }
+}
+
+/// Gives a channel up. Broken or not, it is not used again.
+pub(crate) async fn leave(channel: &Channel) {
+    if let Err(error) = channel.close(200, "OK".into()).await {
+        debug!(%error, "a channel was gone before it was closed");
     }
 }
 

@@ -9,6 +9,13 @@ pub const EXCHANGE: &str = "exchange";
 /// The headers with their types, see [`crate::table`].
 pub const HEADERS: &str = "headers";
 
+/// Of queues: `true` if the broker says that it handed the message over before.
+pub const REDELIVERED: &str = "redelivered";
+/// Of queues: how often the message came back, by the broker's count.
+pub const DELIVERY_COUNT: &str = "delivery_count";
+/// Of queues: how often it was handed over, by the broker's count.
+pub const ACQUIRED_COUNT: &str = "acquired_count";
+
 /// The thirteen properties that are no table, as text, those that are there.
 pub fn scalars(properties: &BasicProperties) -> impl Iterator<Item = (&'static str, Scalar<'_>)> {
     let all = [

@@ -1,4 +1,4 @@
-//! The names of sources: `rabbitmq-stream/<cluster>/<vhost>/<stream>/<generation>`.
+//! The names of sources: `rabbitmq-stream/<cluster>/<vhost>/<stream>/<generation>`, and `rabbitmq/<cluster>/<vhost>/<queue>`.
 //!
 //! Promise: the text splits in one way only, so what may hold a `/` (a virtual host is usually called that) is escaped.
 
@@ -42,6 +42,11 @@ impl StreamName {
     }
 }
 
+/// The source of a queue. Each of its lanes is what one channel was handed over.
+pub(crate) fn queue_source(cluster: &str, vhost: &str, queue: &str) -> String {
+    format!("rabbitmq/{}/{}/{}", escape(cluster), escape(vhost), escape(queue))
+}
+
 /// `/`, `%` and control bytes become `%XX`.
 fn escape(name: &str) -> String {
     let mut escaped = String::with_capacity(name.len());
@@ -62,6 +67,7 @@ mod tests {
     #[test]
     fn names_split_in_one_way() {
         assert_eq!(StreamName::new("prod", "/", "orders").source(0), "rabbitmq-stream/prod/%2F/orders/0");
+        assert_eq!(queue_source("prod", "/", "a/b"), "rabbitmq/prod/%2F/a%2Fb");
         assert_ne!(StreamName::new("c", "a/b", "d").source(0), StreamName::new("c", "a", "b/d").source(0));
         assert_eq!(StreamName::new("50%", "\n", "ü").source(7), "rabbitmq-stream/50%25/%0A/ü/7");
     }

@@ -23,6 +23,19 @@ pub(crate) fn kind_of(error: &Error) -> ErrorKind {
     }
 }
 
+/// True if what is to be read is of a kind that does not know an argument of ours. The same code is for other refusals.
+pub(crate) fn refuses_argument(error: &BusError) -> bool {
+    let cause = error.source.as_ref().and_then(|source| source.downcast_ref::<Error>());
+    let refuses = |error: &Error| match error.kind() {
+        Kind::ProtocolError(error) => {
+            *error.kind() == AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED)
+                && error.get_message().as_str().contains("invalid arg")
+        }
+        _ => false,
+    };
+    cause.is_some_and(refuses)
+}
+
 /// `what` failed.
 pub(crate) fn trouble(what: impl fmt::Display, error: Error) -> BusError {
     BusError { what: what.to_string(), kind: kind_of(&error), source: Some(Box::new(error)) }
@@ -53,6 +66,10 @@ mod tests {
         for (error, kind) in cases {
             assert_eq!(kind_of(&error), kind, "{error}");
         }
+        let said = |what: &str| Error::from(Kind::ProtocolError(AMQPError::from_id(406, what.into()).expect("a code of AMQP")));
+        let of_its_kind = said("PRECONDITION_FAILED - invalid arg 'x-stream-offset' for queue 'q' in vhost '/'");
+        assert!(refuses_argument(&trouble("", of_its_kind)));
+        assert!(!refuses_argument(&trouble("", said("does not have a running replica on the local node"))));
         let text = tapedeck_common::error::report(&trouble("queue jobs", code(404)));
         assert!(text.starts_with("queue jobs: ") && text.contains("why"), "{text}");
     }

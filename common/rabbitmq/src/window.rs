@@ -43,11 +43,16 @@ impl Window {
         self.seen += 1;
     }
 
+    /// The window that it comes to, if messages stay as they are of late.
+    pub(crate) fn wanted(&self) -> u16 {
+        let Some(mean) = self.mean.map(|mean| (mean / MEAN_OF).max(1)) else { return self.limit.events };
+        // All of one window: of usual ones half the bytes, so that a few large ones have room; of large ones four times as many.
+        self.within((self.limit.bytes / (2 * mean)).min(4 * self.limit.bytes / self.largest.max(1)))
+    }
+
     /// Another window than the current one, if it is time for that.
     pub(crate) fn change(&mut self, current: u16) -> Option<u16> {
-        let mean = (self.mean? / MEAN_OF).max(1);
-        // All of one window: of usual ones half the bytes, so that a few large ones have room; of large ones four times as many.
-        let wanted = self.within((self.limit.bytes / (2 * mean)).min(4 * self.limit.bytes / self.largest.max(1)));
+        let wanted = self.wanted();
         let shrinks = wanted < current / 2;
         let grows = wanted > current && self.seen >= usize::from(current);
         if !shrinks && !grows {

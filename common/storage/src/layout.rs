@@ -57,6 +57,12 @@ fn looks_shortened(escaped: &str) -> bool {
     tail.is_some_and(|tail| tail[0] == b'!' && tail[1..].iter().all(|byte| lower_hex(*byte)))
 }
 
+/// True if the lanes of a source count what arrived by one channel of a queue: such a lane ends with its channel and stands still
+/// for ever after, while others go on.
+pub fn counts_arrivals(source: &str) -> bool {
+    source.starts_with("rabbitmq/")
+}
+
 /// The folder of a table, below the archive's root.
 pub fn table_folder(table: &str) -> String {
     escape(table)

@@ -18,13 +18,15 @@ use tapedeck_common::position::{LaneId, Position};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
-use crate::config::{OnRecreated, RabbitSettings};
-use crate::convert::Converter;
+use crate::config::{OnRecreated, RabbitSettings, StreamSettings};
+use crate::convert::{Converter, Origin};
+use crate::intake::Run;
 use crate::keeper::{Command, LocateReply, Means, Passed};
 use crate::link::Link;
 use crate::sources::StreamName;
 use crate::window::Window;
-use amqp::{Run, Subscription};
+use amqp::Subscription;
+pub(crate) use amqp::consume_from;
 use place::{Begin, Placed, place};
 pub(crate) use probe::Probe;
 
@@ -32,9 +34,6 @@ pub(crate) use probe::Probe;
 const SECOND_LOOK: Duration = Duration::from_secs(1);
 /// How often it is looked whether the connection stands while nothing is read.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How long a stream is left alone at whose next message the client breaks, at first and at most.
-const UNREADABLE_FOR: (Duration, Duration) = (Duration::from_secs(300), Duration::from_secs(3_600));
-
 /// The lane as it was told.
 struct Told {
     name: StreamName,
@@ -48,7 +47,8 @@ struct Told {
 
 /// Reads one stream, over one connection after another.
 pub(crate) struct StreamReader {
-    settings: RabbitSettings,
+    settings: StreamSettings,
+    vhost: String,
     means: Means,
     commands: mpsc::Receiver<Command>,
     topic: Arc<str>,
@@ -56,20 +56,35 @@ pub(crate) struct StreamReader {
     asked: Option<(ToLocate, LocateReply)>,
     converter: Converter,
     window: Window,
-    /// Connections in a row that broke at a message which the client cannot read.
-    unreadable: u32,
+    /// Something was read since somebody asked.
+    progressed: bool,
 }
 
 impl StreamReader {
-    pub(crate) fn new(settings: RabbitSettings, means: Means, commands: mpsc::Receiver<Command>) -> Self {
-        let (topic, converter) = (Arc::from(settings.stream.as_str()), Converter::new(settings.replayed));
-        let window = Window::new(settings.prefetch);
-        Self { settings, means, commands, topic, told: None, asked: None, converter, window, unreadable: 0 }
+    pub(crate) fn new(
+        settings: &RabbitSettings,
+        stream: StreamSettings,
+        means: Means,
+        commands: mpsc::Receiver<Command>,
+    ) -> Self {
+        let topic = Arc::from(stream.name.as_str());
+        Self {
+            settings: stream,
+            vhost: settings.place.vhost.clone(),
+            means,
+            commands,
+            topic,
+            told: None,
+            asked: None,
+            converter: Converter::new(Origin::Stream, settings.replayed),
+            window: Window::new(settings.prefetch),
+            progressed: false,
+        }
     }
 
     /// Works over this connection until it breaks.
     pub(crate) async fn serve(&mut self, link: &Link) -> Result<Infallible, BusError> {
-        self.probe(link).counted().await?;
+        link.ready(&self.settings.name).await?;
         let mut subscription = self.begin(link).await?;
         self.answer(link).await?;
         loop {
@@ -84,7 +99,11 @@ impl StreamReader {
                             self.ask(question, reply);
                             self.answer(link).await?;
                         }
-                        Some(Command::Resume(at, generation)) => {
+                        Some(Command::Acknowledge(..)) => {}
+                        Some(Command::Resume(lane, at, generation)) => {
+                            if self.told.as_ref().is_none_or(|told| told.lane != lane) {
+                                continue;
+                            }
                             stop(&mut subscription).await;
                             subscription = self.resume(link, at, generation).await?;
                         }
@@ -111,35 +130,24 @@ impl StreamReader {
         }
     }
 
-    /// Another connection may be wanted later than usual.
-    pub(crate) async fn wait_after(&mut self, error: &BusError) -> Option<Duration> {
-        if error.kind() != ErrorKind::Corrupt {
-            return None;
-        }
-        self.unreadable += 1;
-        // Once may be an accident of the network.
-        let again = self.unreadable.checked_sub(2)?;
-        let told = self.told.as_mut()?;
+    /// True if something was read since this was last asked.
+    pub(crate) const fn take_progress(&mut self) -> bool {
+        std::mem::replace(&mut self.progressed, false)
+    }
+
+    /// The client cannot read the next message.
+    pub(crate) async fn halt_unreadable(&mut self) {
+        let Some(told) = self.told.as_mut() else { return };
         let at = told.reading.take();
         told.halted = true;
         let (lane, generation) = (told.lane.clone(), at.map_or(0, |(_, generation)| generation));
-        let what = format!(
-            "stream {}: RabbitMQ sends a message at or behind offset {} that cannot be read: a routing key, a header's name or \
-             another short string of it is no UTF-8, as AMQP wants it",
-            self.settings.stream,
-            at.map_or_else(|| "?".to_owned(), |(next, _)| next.to_string()),
-        );
+        let next = at.map_or_else(|| "?".to_owned(), |(next, _)| next.to_string());
+        let what = format!("stream {}: the message at or behind offset {next} cannot be read", self.settings.name);
         self.pass(Passed::Halted(generation, lane, BusError::new(ErrorKind::Corrupt, what))).await;
-        Some(UNREADABLE_FOR.0.saturating_mul(1 << again.min(10)).min(UNREADABLE_FOR.1))
-    }
-
-    /// True once a connection came so far that the lane was told.
-    pub(crate) const fn is_told(&self) -> bool {
-        self.told.is_some()
     }
 
     fn probe<'p>(&'p self, link: &'p Link) -> Probe<'p> {
-        Probe { link, stream: &self.settings.stream, clock: &*self.means.clock }
+        Probe { link, stream: &self.settings.name, clock: &*self.means.clock }
     }
 
     async fn pass(&self, passed: Passed) {
@@ -160,7 +168,7 @@ impl StreamReader {
 
     /// Meets the cluster, for the first time or again.
     async fn begin(&mut self, link: &Link) -> Result<Option<Subscription>, BusError> {
-        let name = StreamName::new(link.cluster(), &self.settings.place.vhost, &self.settings.stream);
+        let name = StreamName::new(link.cluster(), &self.vhost, &self.settings.name);
         let Some(told) = self.told.as_ref().filter(|told| told.name == name) else {
             self.tell(name, 0).await;
             return Ok(None);
@@ -176,7 +184,7 @@ impl StreamReader {
         if place(Some(next), Begin::First, &ends, false, OnRecreated::Halt) == Placed::At(Located::Continue(next)) {
             return self.resume(link, next, reads).await;
         }
-        warn!(stream = %self.settings.stream, %next, ?ends, "the stream is not as it was left, asking the log");
+        warn!(stream = %self.settings.name, %next, ?ends, "the stream is not as it was left, asking the log");
         self.tell(name, generation).await;
         Ok(None)
     }
@@ -185,20 +193,20 @@ impl StreamReader {
         let Some(told) = self.told.as_mut() else { return Ok(None) };
         told.reading = Some((at, generation));
         let window = self.window.first();
-        Ok(Some(Subscription::open(link, &self.settings.stream, at, window).await?))
+        Ok(Some(Subscription::open(link, &self.settings.name, at, window).await?))
     }
 
     async fn pass_on(&mut self, run: Run) {
-        self.unreadable = 0;
-        if run.is_empty() {
-            return self.means.pool.give_back(run.into_events());
+        self.progressed = true;
+        if run.span.is_empty() {
+            return self.means.pool.give_back(run.events);
         }
         self.means.figures.add_holes(run.holes);
         let Some(told) = self.told.as_mut() else { return };
         let Some((next, generation)) = told.reading.as_mut() else { return };
-        *next = run.until();
+        *next = run.span.until();
         let (lane, generation) = (told.lane.clone(), *generation);
-        let run = run.into_deliveries(lane, Arc::clone(&self.topic), self.means.budget.capacity());
+        let run = run.into_deliveries(lane, Arc::clone(&self.topic), self.means.budget.capacity(), None);
         let began = self.means.clock.monotonic();
         self.pass(Passed::Deliveries(generation, Box::new(run))).await;
         self.means.figures.add_backpressure(self.means.clock.monotonic().saturating_sub(began));
@@ -210,7 +218,7 @@ impl StreamReader {
         let Some(Told { name, generation, reading: Some((next, _)), .. }) = &self.told else { return Ok(()) };
         let (name, generation, next) = (name.clone(), *generation, *next);
         if self.probe(link).begin().await?.is_some_and(|first| first > next) {
-            warn!(stream = %self.settings.stream, %next, %position, "retention has overtaken the reading, asking the log");
+            warn!(stream = %self.settings.name, %next, %position, "retention has overtaken the reading, asking the log");
             stop(subscription).await;
             self.tell(name, generation).await;
         } else if let Some(subscription) = subscription {
@@ -225,7 +233,7 @@ impl StreamReader {
         let (Some(current), Some((next, _))) = (subscription.as_ref().map(Subscription::window), reading) else { return Ok(()) };
         let Some(window) = self.window.change(current) else { return Ok(()) };
         stop(subscription).await;
-        *subscription = Some(Subscription::open(link, &self.settings.stream, next, window).await?);
+        *subscription = Some(Subscription::open(link, &self.settings.name, next, window).await?);
         Ok(())
     }
 
@@ -265,7 +273,7 @@ impl StreamReader {
             let what = format!(
                 "stream {} was archived from a cluster called {other}, and this one is called {}: if they are one, set \
                  `cluster: {other}`; if not, give the stream a table of its own",
-                self.settings.stream,
+                self.settings.name,
                 link.cluster()
             );
             self.pass(Passed::Halted(0, lane, BusError::new(ErrorKind::Invalid, what))).await;
@@ -290,14 +298,14 @@ impl StreamReader {
                     self.means.clock.sleep(SECOND_LOOK).await;
                 }
                 Placed::Anew => {
-                    let (stream, log) = (&self.settings.stream, question.log.unwrap_or_default());
+                    let (stream, log) = (&self.settings.name, question.log.unwrap_or_default());
                     error!(%stream, %log, ?ends, generation = generation + 1,
                         "the stream was made anew, it is archived from its first event as the next generation; what the old one held beyond the log is lost");
                     self.tell(name, generation + 1).await;
                     return Ok(None);
                 }
                 Placed::Silent => {
-                    let (stream, counted) = (&self.settings.stream, ends.counted);
+                    let (stream, counted) = (&self.settings.name, ends.counted);
                     let what = format!(
                         "stream {stream}: the broker counts {counted} events and hands over none: it is slow, or all of them are in \
                          compressed batches, which AMQP 0-9-1 leaves out"
@@ -327,7 +335,7 @@ impl StreamReader {
             _ => None,
         };
         let ends = probe.ends(enough).await?;
-        info!(stream = %self.settings.stream, log = question.log.map(Position::get), ?ends, "looked for the ends of the stream");
+        info!(stream = %self.settings.name, log = question.log.map(Position::get), ?ends, "looked for the ends of the stream");
         Ok((begin, ends))
     }
 }

@@ -6,16 +6,17 @@
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use lapin::options::{BasicAckOptions, QueueDeclareOptions};
-use lapin::types::{AMQPValue, FieldTable, LongString};
+use lapin::options::BasicAckOptions;
+use lapin::types::{AMQPValue, LongString};
 use tapedeck_common::bus::BusError;
 use tapedeck_common::clock::Clock;
 use tapedeck_common::position::Position;
 use tapedeck_common::time::Timestamp;
 
-use super::amqp::{self, cancelled, no_stream};
+use super::amqp::{self, no_stream};
 use super::place::Ends;
-use crate::link::Link;
+use crate::intake::cancelled;
+use crate::link::{Link, leave};
 use crate::trouble::trouble;
 
 /// How long the first event of a look may take. A broker that takes longer is asked once more (`LookAgain`).
@@ -35,16 +36,6 @@ pub(crate) struct Probe<'p> {
 }
 
 impl Probe<'_> {
-    /// The broker's own count of its events. Fails if there is no such stream.
-    pub(crate) async fn counted(&self) -> Result<u32, BusError> {
-        let channel = self.link.channel(self.stream).await?;
-        let passive = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
-        let declared = channel.queue_declare(self.stream.into(), passive, FieldTable::default()).await;
-        let queue = declared.map_err(|error| trouble(format_args!("stream {}", self.stream), error))?;
-        amqp::leave(&channel).await;
-        Ok(queue.message_count())
-    }
-
     /// Its first event, if one is handed over.
     pub(crate) async fn begin(&self) -> Result<Option<Position>, BusError> {
         self.first(AMQPValue::LongString(LongString::from("first"))).await
@@ -54,7 +45,7 @@ impl Probe<'_> {
     pub(crate) async fn ends(&self, enough: Option<Position>) -> Result<Ends, BusError> {
         let first = self.begin().await?;
         let end = if first.is_some() { self.end(enough).await? } else { None };
-        Ok(Ends { first, end, counted: self.counted().await? })
+        Ok(Ends { first, end, counted: self.link.ready(self.stream).await? })
     }
 
     /// The first event of the chunk in which `time` lies: never a later one.
@@ -73,7 +64,7 @@ impl Probe<'_> {
             None => None,
             Some(delivery) => Some(amqp::position(self.stream, &delivery)?.ok_or_else(|| no_stream(self.stream))?),
         };
-        amqp::leave(&channel).await;
+        leave(&channel).await;
         Ok(position)
     }
 
@@ -100,7 +91,7 @@ impl Probe<'_> {
                 credit = 0;
             }
         }
-        amqp::leave(&channel).await;
+        leave(&channel).await;
         Ok(end)
     }
 }

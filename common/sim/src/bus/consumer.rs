@@ -221,7 +221,7 @@ fn ends(state: &State, id: MemberId) -> Vec<(LaneId, Position)> {
 }
 
 fn run_of(lane: &LaneId, reading: &Reading, span: Span, events: Columns, skipped: u64, permit: BytePermit) -> Deliveries {
-    Deliveries { lane: lane.clone(), topic: Arc::clone(&reading.topic), span, events, skipped, permit }
+    Deliveries { lane: lane.clone(), topic: Arc::clone(&reading.topic), span, events, skipped, permit, window: None }
 }
 
 /// The lanes that came to an end of which the member has not been told, and that end; their next runs begin there.

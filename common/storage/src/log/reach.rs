@@ -11,6 +11,8 @@ use serde::Serialize;
 use tapedeck_common::commit::SegmentRef;
 use tapedeck_common::{LaneId, Window};
 
+use crate::layout::counts_arrivals;
+
 /// The newest hour of each lane's events.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Reach(BTreeMap<LaneId, Window>);
@@ -44,10 +46,11 @@ impl Reach {
     }
 
     /// How far all lanes have come. A topic that was made anew has several sources, and the old ones stand still for ever: only the
-    /// one with the newest events counts.
+    /// one with the newest events counts. So do the earlier lanes of a queue, of which only the newest counts.
     pub fn reached(&self) -> Option<Reached> {
-        let newest = self.0.iter().max_by_key(|(_, hour)| **hour).map(|(lane, _)| Arc::clone(&lane.source))?;
-        let lanes = || self.0.iter().filter(|(lane, _)| lane.source == newest);
+        let newest = self.0.iter().max_by_key(|(_, hour)| **hour).map(|(lane, _)| lane)?;
+        let counts = |lane: &LaneId| lane.source == newest.source && (lane == newest || !counts_arrivals(&lane.source));
+        let lanes = || self.0.iter().filter(|(lane, _)| counts(lane));
         let (slowest, hour) = lanes().min_by_key(|(_, hour)| **hour)?;
         Some(Reached { hour: hour.to_string(), slowest: slowest.to_string(), lanes: lanes().count() as u64 })
     }
@@ -98,5 +101,15 @@ mod tests {
         let reached = Reached { hour: "1970-01-01T08".to_owned(), slowest: "new/1".to_owned(), lanes: 3 };
         assert_eq!(reach.reached(), Some(reached));
         assert_eq!(reach.sources(), [Arc::from("new"), Arc::from("old")]);
+    }
+
+    #[test]
+    fn of_a_queue_the_newest_lane_counts() {
+        let mut reach = Reach::default();
+        for (partition, hour) in [(12, 5), (7, 9), (99, 6)] {
+            reach.add(&segment("rabbitmq/c/%2F/jobs", &[partition], hour));
+        }
+        let reached = Reached { hour: "1970-01-01T09".to_owned(), slowest: "rabbitmq/c/%2F/jobs/7".to_owned(), lanes: 1 };
+        assert_eq!(reach.reached(), Some(reached));
     }
 }
