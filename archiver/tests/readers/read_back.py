@@ -7,8 +7,10 @@ Prints the engine, how it came to the files, and the count. Each event: partitio
 header count i32, then name and value of each header. A byte string is its length (i32, -1 for null) and its bytes. All little endian.
 """
 import os
+import shutil
 import struct
 import sys
+import tempfile
 
 TIME = "event_time"
 COLUMNS = ["source_partition", "source_offset", TIME, "key", "value", "headers"]
@@ -123,6 +125,11 @@ def chdb(folder):
 
 
 def spark(folder):
+    return BY_LOG, spark_rows(folder)
+
+
+def spark_rows(folder):
+    from pyarrow import dataset
     from pyspark.sql import SparkSession
     jars = os.environ["TAPEDECK_SPARK_JARS"]
     session = (SparkSession.builder.master("local[2]")
@@ -130,11 +137,16 @@ def spark(folder):
                .config("spark.sql.extensions", "io.delta.sql.DeltaSparkSessionExtension")
                .config("spark.sql.catalog.spark_catalog", "org.apache.spark.sql.delta.catalog.DeltaCatalog")
                .config("spark.sql.session.timeZone", "UTC").config("spark.ui.enabled", "false")
-               # A task at a time comes back whole: this many bytes of a file, and room for them.
-               .config("spark.sql.files.maxPartitionBytes", "16m").config("spark.driver.memory", "2g").getOrCreate())
+               .config("spark.driver.memory", "1g").getOrCreate())
     session.sparkContext.setLogLevel("ERROR")
     found = session.read.format("delta").load(folder).selectExpr(*columns_with("unix_micros"))
-    return BY_LOG, map(tuple, found.toLocalIterator())
+    # Its tasks write what they read: rows that come back to the driver are held there in whole files.
+    copy = tempfile.mkdtemp(prefix="tapedeck-spark-")
+    try:
+        found.write.mode("overwrite").parquet(copy)
+        yield from arrow_rows(dataset.dataset(copy, format="parquet").to_batches(columns=COLUMNS))
+    finally:
+        shutil.rmtree(copy)
 
 
 if __name__ == "__main__":
