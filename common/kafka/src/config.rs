@@ -212,8 +212,8 @@ impl KafkaSettings {
                 return Err(SettingsError::new(format!("client.{one}"), why));
             }
         }
-        freeze(&mut config);
         self.membership.apply(&mut config)?;
+        freeze(&mut config);
         config.set("group.id", &self.group);
         Ok(config)
     }
