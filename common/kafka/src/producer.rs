@@ -9,6 +9,7 @@ use std::ffi::CString;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -226,14 +227,20 @@ impl KafkaProducer {
         };
         let Err(code) = produce(topic, &message, headers) else { return Ok(true) };
         self.producer.context().track().take_back(event.lane);
-        if code == RDKafkaErrorCode::QueueFull {
+        let is_empty = self.unconfirmed() == 0;
+        if code == RDKafkaErrorCode::QueueFull && !is_empty {
             return Ok(false);
         }
         let (topic, partition, position) = (event.topic, event.partition, event.position);
-        Err(BusError::new(
-            kind_of(code),
-            format!("topic {topic} partition {partition} refused the event of position {position}: {code}"),
-        ))
+        let refused = format!("topic {topic} partition {partition} refused the event of position {position}: {code}");
+        if code == RDKafkaErrorCode::QueueFull {
+            // Nothing is in the queue, so there will never be more room than now.
+            let bytes = event.key.map_or(0, <[u8]>::len) + event.value.map_or(0, Bytes::len);
+            let mend =
+                format!("it has {bytes} bytes; set the client's queue.buffering.max.kbytes to {} or more", bytes / 512 + 1_024);
+            return Err(BusError::new(ErrorKind::Invalid, format!("{refused}; {mend}")));
+        }
+        Err(BusError::new(kind_of(code), refused))
     }
 
     /// Takes in all reports that have come. The client frees an event with its report: on the thread that publishes the next one

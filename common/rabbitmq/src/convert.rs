@@ -80,7 +80,8 @@ impl Converter {
         let headers: Vec<_> = own().map(|(name, value)| (name.as_str(), bytes_of(value))).collect();
         let mut typed = std::mem::take(&mut self.typed);
         typed.clear();
-        if !headers.is_empty() {
+        // An empty table is none only where it holds what the broker wrote: then nobody can tell.
+        if !headers.is_empty() || table.is_some_and(|table| table.inner().is_empty()) {
             table::write(own(), &mut typed);
         }
         let texts = texts_of(self.origin, delivery, &typed);

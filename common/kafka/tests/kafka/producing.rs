@@ -70,6 +70,21 @@ async fn an_event_that_the_topic_refuses_is_named_and_nothing_after_it_counts() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_that_the_queue_can_never_hold_is_named_and_not_waited_for() {
+    let name = topic("giant", 1);
+    let mut producer = KafkaProducer::start(&cluster(), ProducerSettings::default()).expect("a producer");
+    let giant = Bytes::from(vec![b'x'; 10 << 20]);
+    assert!(producer.publish(&outgoing(&name, 0, 1, &Bytes::from_static(b"small"))).expect("sent"));
+    assert!(!producer.publish(&outgoing(&name, 0, 2, &giant)).expect("room may still come"));
+    drain(&mut producer).await.expect("confirmed");
+    let error = producer.publish(&outgoing(&name, 0, 2, &giant)).expect_err("a queue of 8 MiB");
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    for part in ["position 2", "10485760 bytes", "queue.buffering.max.kbytes"] {
+        assert!(error.to_string().contains(part), "{error} lacks {part}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_topic_or_partition_that_is_not_there_is_refused() {
     let name = topic("no-such-partition", 1);
     let quick = BTreeMap::from([("message.timeout.ms".to_owned(), "3000".to_owned())]);
