@@ -1,6 +1,6 @@
 //! What must be the same in an event and in its replayed copy, as eight bytes.
 //!
-//! Promises: equal only for equal key, value, own headers (names as bytes, order, nulls) and time; null and empty differ.
+//! Promises: equal only for equal key, value, own headers (names as bytes up to a zero, order, nulls) and time; null and empty differ.
 //! Pure. Never: allocate per event.
 
 /// Builds the digest of one event.
@@ -24,9 +24,9 @@ impl Digest {
         self.0.update(bytes.unwrap_or_default());
     }
 
-    /// Adds a header.
+    /// Adds a header, its name up to the first zero byte: the client that reads back ends it there.
     pub fn header(&mut self, name: &[u8], value: Option<&[u8]>) {
-        self.field(Some(name));
+        self.field(name.split(|byte| *byte == 0).next());
         self.field(value);
     }
 

@@ -12,6 +12,7 @@ use tapedeck_common::commit::GapCause;
 use tapedeck_common::error::ErrorKind;
 use tapedeck_common::limits::PART_BYTES;
 use tapedeck_common::{LaneId, Position, Span, Timestamp};
+use tapedeck_storage::layout::counts_arrivals;
 
 use crate::order::Extent;
 use crate::pacer::Limits;
@@ -115,7 +116,7 @@ pub struct PlannedLane {
     pub topic: String,
     /// The source.
     pub source: String,
-    /// The partition, here and at the target.
+    /// The partition; of a queue, the number of the channel that the events arrived by.
     pub partition: i32,
     /// Events.
     pub events: u64,
@@ -146,6 +147,11 @@ impl PlannedLane {
     /// The lane's name in the log.
     pub fn id(&self) -> LaneId {
         LaneId::new(self.source.as_str(), self.partition)
+    }
+
+    /// The partition at the target: its own, where it is one.
+    pub fn to_partition(&self) -> i32 {
+        if counts_arrivals(&self.source) { 0 } else { self.partition }
     }
 }
 

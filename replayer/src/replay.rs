@@ -128,7 +128,7 @@ pub struct Route {
 pub fn routes(plan: &Plan, job: &str) -> Vec<Route> {
     let route = |lane: &crate::plan::PlannedLane| Route {
         topic: plan.target.topic_for(&lane.topic, job).into(),
-        partition: lane.partition,
+        partition: lane.to_partition(),
         marks: LaneMarks::new(&lane.id(), &lane.topic),
     };
     plan.lanes.iter().map(route).collect()

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::digest::Digest;
 use crate::markers;
-use crate::plan::{CURSOR_EVENTS, Plan};
+use crate::plan::{CURSOR_EVENTS, Plan, PlannedLane};
 use crate::proof::{Findings, LaneProof, LaneSeen};
 use crate::replay::{original_time, raw_names};
 use crate::stream::{Chunk, StreamError};
@@ -120,7 +120,8 @@ pub struct Found<'a> {
 pub struct TargetReader<'a> {
     job: &'a str,
     numbers: BTreeMap<LaneId, u32>,
-    topics: Vec<String>,
+    /// Topic and partition where each lane's events belong.
+    places: Vec<(String, i32)>,
     digest: Digest,
     /// The lane of the event before: events come in runs of one lane.
     last: Option<(LaneId, u32)>,
@@ -131,10 +132,11 @@ impl<'a> TargetReader<'a> {
     /// For a job.
     pub fn new(plan: &Plan, job: &'a str) -> Self {
         let lanes = plan.lanes.iter().map(|_| LaneSeen::default()).collect();
+        let place = |lane: &PlannedLane| (plan.target.topic_for(&lane.topic, job), lane.to_partition());
         Self {
             job,
             numbers: plan.lane_numbers(),
-            topics: plan.lanes.iter().map(|lane| plan.target.topic_for(&lane.topic, job)).collect(),
+            places: plan.lanes.iter().map(place).collect(),
             digest: Digest::default(),
             last: None,
             seen: TargetSeen { lanes, ..TargetSeen::default() },
@@ -158,10 +160,8 @@ impl<'a> TargetReader<'a> {
             self.seen.others += 1;
             return;
         };
-        let number = self
-            .number(&marked.lane)
-            .filter(|number| marked.lane.partition == event.partition && self.topics[*number as usize] == event.topic);
-        let Some(number) = number else {
+        let belongs = |(topic, partition): &(String, i32)| topic == event.topic && *partition == event.partition;
+        let Some(number) = self.number(&marked.lane).filter(|number| belongs(&self.places[*number as usize])) else {
             self.seen.misplaced += 1;
             return;
         };

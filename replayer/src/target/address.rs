@@ -91,6 +91,13 @@ impl Target {
     /// The topic that `original` becomes, if Kafka takes such a name.
     pub fn checked_topic_for(&self, original: &str, job: &str) -> Result<String, String> {
         let topic = self.topic_for(original, job);
+        let is_name = |topic: &str| topic.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+        if matches!(self, Self::Kafka { .. }) && !is_name(&topic) {
+            return Err(format!(
+                "{topic:?} is no name that Kafka takes for a topic: letters, digits, dots, dashes and underscores; give another: \
+                 --to kafka://.../name"
+            ));
+        }
         if topic.len() > TOPIC_NAME_MAX {
             return Err(format!(
                 "topic name {topic} has {} characters, Kafka takes {TOPIC_NAME_MAX}; give a shorter one: --to kafka://.../name",
@@ -140,5 +147,7 @@ mod tests {
         }
         let long = Target::parse("kafka://a").expect("good").checked_topic_for(&"x".repeat(240), "rp-1");
         assert!(long.expect_err("too long").contains("252"));
+        let foreign = Target::parse("kafka://a").expect("good").checked_topic_for("orders of today", "rp-1");
+        assert!(foreign.expect_err("a queue's name").contains("\"orders of today.replay.rp-1\" is no name"));
     }
 }

@@ -19,6 +19,9 @@ const MARKER_BYTES: u64 = 64 * 1024;
 /// Kafka's own default of `max.message.bytes`.
 const MESSAGE_BYTES_DEFAULT: u64 = 1_048_588;
 
+/// RabbitMQ's own limit, from 4.0 on.
+const MESSAGE_BYTES_RABBITMQ: u64 = 16 << 20;
+
 /// Settings by which brokers refuse old and future events; brokers before Kafka 3.6 do not know them.
 const TIME_LIMITS: [&str; 2] = ["message.timestamp.before.max.ms", "message.timestamp.after.max.ms"];
 
@@ -86,7 +89,7 @@ fn needs(plan: &Plan, job: &str) -> Result<Vec<Need>, PrepareError> {
         let need = needs.entry(to.clone()).or_insert_with(fresh);
         need.originals.insert(lane.topic.clone());
         need.sources.insert(lane.source.clone());
-        need.highest_partition = need.highest_partition.max(lane.partition);
+        need.highest_partition = need.highest_partition.max(lane.to_partition());
         need.earliest = need.earliest.min(lane.earliest);
     }
     Ok(needs.into_values().collect())
@@ -165,7 +168,9 @@ fn create(cluster: &Cluster, need: &Need, there: &BTreeMap<String, i32>) -> Resu
     let partitions = (need.highest_partition + 1).max(now_there);
     let replication = originals.iter().map(|original| original.replication).max().unwrap_or(-1);
     let message_bytes = |info: &TopicInfo| info.settings.get("max.message.bytes").and_then(|text| text.parse::<u64>().ok());
-    let largest = originals.iter().filter_map(message_bytes).max().unwrap_or(MESSAGE_BYTES_DEFAULT) + MARKER_BYTES;
+    let from_kafka = need.sources.iter().all(|source| source.starts_with("kafka/"));
+    let usual = if from_kafka { MESSAGE_BYTES_DEFAULT } else { MESSAGE_BYTES_RABBITMQ };
+    let largest = originals.iter().filter_map(message_bytes).max().unwrap_or(usual) + MARKER_BYTES;
     let mut settings = BTreeMap::from([
         ("cleanup.policy".to_owned(), "delete".to_owned()),
         ("retention.ms".to_owned(), "-1".to_owned()),
