@@ -131,7 +131,7 @@ impl QueueReader {
         }
     }
 
-    /// True if something was read since this was last asked.
+    /// True if something was acknowledged since this was last asked: what is only read comes back.
     pub(crate) const fn take_progress(&mut self) -> bool {
         std::mem::replace(&mut self.progressed, false)
     }
@@ -178,6 +178,7 @@ impl QueueReader {
                 let what = format!("{} is a stream and no queue: name it as `stream`", self.settings.name);
                 Err(BusError::new(ErrorKind::Invalid, what))
             }
+            Some(Err(error)) => Err(trouble(&self.what, error)),
             _ => Ok(()),
         }
     }
@@ -286,12 +287,12 @@ impl QueueReader {
     async fn acknowledge(&mut self, lane: &LaneId, until: Position) -> Result<(), BusError> {
         let Some(epoch) = self.epoch.as_mut().filter(|epoch| epoch.lane == *lane) else { return Ok(()) };
         let Some(tag) = epoch.tags.acknowledge(until) else { return Ok(()) };
+        self.progressed = true;
         let acked = epoch.channel.basic_ack(tag, BasicAckOptions { multiple: true }).await;
         acked.map_err(|error| trouble(&self.what, error))
     }
 
     async fn take_over(&mut self, run: Run) -> Result<(), BusError> {
-        self.progressed = true;
         self.means.figures.add_redelivered(run.redelivered);
         let Some(epoch) = self.epoch.as_mut() else { return Ok(()) };
         let Some(generation) = epoch.reading else { return Ok(()) };
@@ -349,10 +350,11 @@ async fn read(
     let take = |run: &mut Run, delivery: &Delivery| {
         let arrived = tags.arrived(delivery.delivery_tag);
         let position = arrived.map_err(|error| BusError::new(ErrorKind::Bug, format!("{what}: {error}")))?;
-        window.observe(delivery.data.len());
         run.span = run.span.stretched_to(position.next());
         run.redelivered += u64::from(delivery.redelivered);
         let row = converter.push(&mut run.events, delivery, position, run.arrival);
+        // Headers take memory too.
+        window.observe(row.unwrap_or(delivery.data.len()));
         run.skipped += u64::from(row.is_none());
         Ok(row.map_or(Taken::Left, Taken::Row))
     };

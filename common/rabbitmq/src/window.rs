@@ -6,8 +6,8 @@
 
 use crate::config::Prefetch;
 
-/// The largest message that a broker lets in, unless its operator allowed more.
-const MESSAGE_BYTES_MAX: usize = 16 << 20;
+/// The largest message that a broker lets in, unless its operator allowed more: 16 MiB from 4.0 on, before that this.
+const MESSAGE_BYTES_MAX: usize = 128 << 20;
 /// The weight of one more message in the mean: one in so many.
 const MEAN_OF: usize = 64;
 /// By how much the largest message of late is forgotten with each one more.
@@ -89,9 +89,10 @@ mod tests {
     #[test]
     fn the_window_doubles_while_messages_are_small() {
         let mut window = Window::new(Prefetch { events: 100, bytes: 128 * MIB });
-        assert_eq!(window.first(), 8);
+        assert_eq!(window.first(), 1);
+        assert_eq!(windows(&mut window, 1, 1_000, 100), [2, 4, 8, 16, 32, 64, 100]);
+        assert_eq!(window.first(), 1);
         assert!(windows(&mut window, 8, 7, 100).is_empty());
-        assert_eq!(windows(&mut window, 8, 1_000, 100), [16, 32, 64, 100]);
     }
 
     #[test]

@@ -95,8 +95,8 @@ impl Subscription {
                 run.leap = Some(position);
                 return Ok(Taken::Later);
             }
-            window.observe(delivery.data.len());
             if position < *next {
+                window.observe(delivery.data.len());
                 debug!(%stream, %position, %next, "an event from before the reading began, passed over");
                 return Ok(Taken::Left);
             }
@@ -104,6 +104,8 @@ impl Subscription {
             *next = position.next();
             run.span = run.span.stretched_to(*next);
             let row = to.push(&mut run.events, delivery, position, run.arrival);
+            // Headers take memory too.
+            window.observe(row.unwrap_or(delivery.data.len()));
             run.skipped += u64::from(row.is_none());
             Ok(row.map_or(Taken::Left, Taken::Row))
         };

@@ -25,7 +25,8 @@ pub(crate) struct Ends {
 pub(crate) enum Begin {
     First,
     End,
-    /// There, or at the end if nothing is that young.
+    /// There. Nothing that is handed over in time may mean that nothing is that young, or that the broker seeks for long: then it
+    /// begins at the first event, with more than was asked for and never less.
     Since(Option<Position>),
 }
 
@@ -58,13 +59,15 @@ pub(crate) fn place(log: Option<Position>, begin: Begin, ends: &Ends, doubted: b
         let start = match begin {
             Begin::First => first,
             Begin::End => end,
-            Begin::Since(found) => found.unwrap_or(end),
+            Begin::Since(None) if !doubted => return Placed::LookAgain,
+            Begin::Since(found) => found.unwrap_or(first),
         };
         return Placed::At(Located::Start(start.max(first)));
     };
     match (Span::new(log, first), ends.end) {
         (Ok(lost), _) if !lost.is_empty() => Placed::At(Located::Gap(lost, GapCause::Retention)),
         (_, Some(end)) if log > end && !doubted => Placed::LookAgain,
+        (_, None) if log > first && !doubted => Placed::LookAgain,
         (_, Some(end)) if log > end => short_of(log, end, first == Position::default(), on_recreated),
         _ => Placed::At(Located::Continue(log)),
     }
@@ -99,11 +102,13 @@ mod tests {
             (Begin::End, ends(Some(3), None, 6), start(3)),
             (Begin::Since(Some(at(5))), ends(Some(3), Some(9), 6), start(5)),
             (Begin::Since(Some(at(2))), ends(Some(3), Some(9), 6), start(3)),
-            (Begin::Since(None), ends(Some(3), Some(9), 6), start(9)),
+            (Begin::Since(None), ends(Some(3), Some(9), 6), Placed::LookAgain),
         ];
         for (begin, ends, placed) in cases {
             assert_eq!(place(None, begin, &ends, false, OnRecreated::Halt), placed, "{begin:?} in {ends:?}");
         }
+        let silent = ends(Some(3), Some(9), 6);
+        assert_eq!(place(None, Begin::Since(None), &silent, true, OnRecreated::Halt), start(3), "more, never less");
         let nothing = ends(None, None, 0);
         assert_eq!(place(None, Begin::First, &nothing, false, OnRecreated::Halt), Placed::LookAgain);
         assert_eq!(place(None, Begin::First, &nothing, true, OnRecreated::Halt), start(0));
@@ -120,7 +125,7 @@ mod tests {
             (5, ends(Some(3), Some(9), 0), goes_on(5), goes_on(5), goes_on(5)),
             (3, ends(Some(3), Some(9), 0), goes_on(3), goes_on(3), goes_on(3)),
             (9, ends(Some(3), Some(9), 0), goes_on(9), goes_on(9), goes_on(9)),
-            (9, ends(Some(3), None, 0), goes_on(9), goes_on(9), goes_on(9)),
+            (9, ends(Some(3), None, 0), Placed::LookAgain, goes_on(9), goes_on(9)),
             (0, ends(None, None, 0), goes_on(0), goes_on(0), goes_on(0)),
             (10, ends(Some(3), Some(9), 0), Placed::LookAgain, beyond(10, 9), beyond(10, 9)),
             (10, ends(Some(0), Some(9), 0), Placed::LookAgain, beyond(10, 9), Placed::Anew),
