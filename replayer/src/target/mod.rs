@@ -54,13 +54,13 @@ impl fmt::Debug for Prepared {
     }
 }
 
-/// A bus that replays go to. Its calls wait: not for an async thread.
+/// A bus that replays go to. Preparing and reading back wait: not for an async thread.
 pub trait TargetBus: fmt::Debug + Send + Sync {
     /// Makes sure that a job's topics are there and can take what comes. What exists is never changed, and what was archived is
     /// never written into.
     fn prepare(&self, plan: &Plan, job: &str) -> Result<Prepared, PrepareError>;
 
-    /// Opens the way out. Dropping what is answered may wait too.
+    /// Opens the way out, without waiting for the bus. Dropping what is answered may wait.
     fn start(&self, plan: &Plan, limits: Limits) -> Result<Box<dyn Producer>, BusError>;
 
     /// Shows `reader` what is in a job's topics, those of a partition in their order.
